@@ -1,0 +1,146 @@
+"""The H2Learn compiler: graph in, checked program out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.h2learn.emit import LayerEmitter
+from compiler.h2learn.isolate_pools import isolate_pools
+from compiler.h2learn.layers import Network, NetworkLayer, split_layers
+from compiler.h2learn.quantise import SomaStage, quantise
+from compiler.h2learn.schedule_dataflow import schedule_dataflow
+from compiler.h2learn.synchronise import Action, synchronise
+from compiler.h2learn.tensors import LayerPlan, TensorTable
+from compiler.ir import Encoding, Graph, TensorType
+from compiler.ir.ops import Conv2d, Encode
+from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, PassReport, run_passes
+from hwmodel.check import check
+from hwmodel.config import H2LearnConfig
+from hwmodel.errors import CompileError
+from hwmodel.program import Host, Layer, NeuronFacts, Program
+
+PASSES = (HoistEncode(), MeanLast(), FoldBatchNorm())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """A program, and what the compiler did to get there."""
+
+    program: Program
+    graph: Graph  # after the passes: what the program computes, in real numbers
+    passes: tuple[PassReport, ...]
+    flushed_weights: int  # not zero in f32, zero in FP16
+    weights: int
+
+
+def compile_inference(
+    graph: Graph, config: H2LearnConfig, *, batch: int | None = None, print_after: str = ""
+) -> Compiled:
+    """Compile a network's inference for one sub-batch; the configuration's own size by default.
+
+    Raises: CompileError for what the accelerator cannot run, with node and hint.
+    """
+    samples = config.sub_batch if batch is None else batch
+    if samples < 1:
+        raise CompileError(f"batch is {samples}, must be at least 1", graph.input.loc)
+    if graph.timesteps < 1:
+        raise CompileError(
+            "the network has no time steps", graph.input.loc, hint="encode the input over time"
+        )
+    lowered, reports = run_passes(graph, PASSES, print_after=print_after)
+    network = split_layers(lowered)
+    tile = (config.tile.h, config.tile.w)
+    layers = [part for layer in network.layers for part in isolate_pools(lowered, layer, tile)]
+    plans = [_plan(lowered, layer, config, samples) for layer in layers]
+    program = _program(network, plans, config, samples)
+    check(program)
+    return Compiled(
+        program=program,
+        graph=lowered,
+        passes=reports,
+        flushed_weights=sum(plan.constants.flushed for plan in plans),
+        weights=sum(plan.constants.total for plan in plans),
+    )
+
+
+def _plan(graph: Graph, layer: NetworkLayer, config: H2LearnConfig, batch: int) -> LayerPlan:
+    constants = quantise(graph, layer)
+    schedule = schedule_dataflow(layer, constants, config, graph.timesteps, batch)
+    return LayerPlan(layer=layer, constants=constants, schedule=schedule)
+
+
+def _program(network: Network, plans: Sequence[LayerPlan], config: H2LearnConfig, batch: int) -> Program:
+    graph = network.graph
+    table = TensorTable(plans, config, graph.timesteps, batch)
+    actions: list[Action] = []
+    for number, (plan, tensors) in enumerate(zip(plans, table.layers, strict=True)):
+        emitter = LayerEmitter(number, plan, tensors, config)
+        actions.extend(emitter.actions())
+    return Program(
+        name=graph.name,
+        config=config,
+        timesteps=graph.timesteps,
+        batch=batch,
+        streams=synchronise(actions, graph.input.loc),
+        tensors=table.placed(graph.input.loc),
+        constants=table.constants,
+        layers=tuple(_layer_facts(graph, plan) for plan in plans),
+        host=_host(network),
+        meta={"graph": graph.digest()},
+    )
+
+
+def _layer_facts(graph: Graph, plan: LayerPlan) -> Layer:
+    layer = plan.layer
+    op = layer.synapse.op if layer.synapse is not None else None
+    kind = "pool" if op is None else "conv" if isinstance(op, Conv2d) else "fc"
+    maps = layer.synapse_type
+    return Layer(
+        name=layer.name,
+        engine=plan.schedule.engine,
+        kind=kind,
+        nodes=tuple(node.name for node in layer.nodes),
+        neurons=tuple(_neuron_facts(graph, stage) for stage in plan.constants.stages),
+        c_in=layer.source_type.size("C"),
+        c_out=maps.size("C"),
+        kernel=layer.kernel,
+        stride=op.stride if isinstance(op, Conv2d) else (1, 1),
+        out_h=maps.size("H") if maps.has("H") else 1,
+        out_w=maps.size("W") if maps.has("W") else 1,
+        groups=op.groups if isinstance(op, Conv2d) else 1,
+        hold=layer.held,
+    )
+
+
+def _neuron_facts(graph: Graph, stage: SomaStage) -> NeuronFacts:
+    shape = _maps(graph.types[stage.node]) if stage.node else (1, 1, 1)
+    return NeuronFacts(node=stage.node, fires=stage.fire, shape=shape)
+
+
+def _maps(kind: TensorType) -> tuple[int, int, int]:
+    if not kind.has("H"):
+        return kind.size("C"), 1, 1
+    return kind.size("C"), kind.size("H"), kind.size("W")
+
+
+def _host(network: Network) -> Host:
+    graph = network.graph
+    kind = graph.types[graph.input.name]
+    encode = network.encode.op if network.encode is not None else None
+    seed = 0
+    if isinstance(encode, Encode) and encode.kind is Encoding.BERNOULLI:
+        if encode.seed is None:
+            assert network.encode is not None
+            raise graph.site(network.encode).fail(
+                "draws from a mask, which a program does not carry", "encode with a seed"
+            )
+        seed = encode.seed
+    return Host(
+        input_shape=_maps(kind) if kind.has("H") else (kind.size("C"),),
+        input_has_time=kind.has("T"),
+        encoding=str(encode.kind) if isinstance(encode, Encode) else "none",
+        seed=seed,
+        output_is_flat=not graph.types[graph.output].has("H"),
+        readout=str(network.readout) if network.readout is not None else "none",
+    )

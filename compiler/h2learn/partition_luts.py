@@ -1,0 +1,146 @@
+"""Places a layer's weights on the rows of a PE array: sub-LUT pieces, row blocks, kernel bands, FC groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.h2learn.layers import NetworkLayer
+from compiler.ir.ops import Conv2d
+from hwmodel.config import H2LearnConfig
+from hwmodel.isa import Queue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBlock:
+    """The rows of one grid iteration.
+
+    A convolution's rows count pieces (channel-major); a linear layer's count inputs.
+    """
+
+    first_channel: int  # within the group
+    channels: int
+    first_piece: int
+    rows: int  # PE rows; a linear layer: all those that one tree adds
+    kernel_row: int = 0  # Backward Engine: the band of kernel rows
+    groups: int = 0  # linear layers on the Forward Engine: inputs / (rows * sub-LUTs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """How the weights of one output block are cut into grid iterations, in the order of their sums."""
+
+    kernel: tuple[int, int]
+    kernel_rows: int  # kernel rows that one iteration handles
+    stride: tuple[int, int]
+    pieces: int
+    blocks: tuple[RowBlock, ...]
+    channels_per_block: int  # the most input channels that an iteration needs
+    weight_values: int  # weights of an iteration for one column, padding included
+
+    def kernel_rows_of(self, block: RowBlock) -> int:
+        """Kernel rows of one block; the last band may be lower."""
+        return min(self.kernel_rows, self.kernel[0] - block.kernel_row)
+
+
+def partition(
+    layer: NetworkLayer, engine: Queue, config: H2LearnConfig, *, rows: int, kernel_rows: int = 0
+) -> Partition:
+    """Cut for an array of `rows` rows; `kernel_rows` 0 takes the whole kernel (Backward Engine).
+
+    Forward Engine: taps in raster order, nine per PE; row j of a block holds piece j of the channel-major
+    list. Backward Engine: one channel per row, all taps of a band of kernel rows.
+    Source: section 3.3.2 (3 sub-LUTs of 8 entries for 3 x 3, larger kernels over several PEs).
+    """
+    if layer.synapse is None:
+        return Partition(
+            kernel=(1, 1),
+            kernel_rows=1,
+            stride=(1, 1),
+            pieces=0,
+            blocks=(),
+            channels_per_block=0,
+            weight_values=0,
+        )
+    op = layer.synapse.op
+    if not isinstance(op, Conv2d):
+        return _linear(layer, engine, config, rows)
+    channels = layer.source_type.size("C") // op.groups
+    kernel = layer.kernel
+    if engine is Queue.BE:
+        return _bands(op, kernel, channels, rows, kernel_rows or kernel[0])
+    taps = config.forward.taps_per_pe
+    pieces = -(-kernel[0] * kernel[1] // taps)
+    blocks = []
+    for first in range(0, channels * pieces, rows):
+        last = min(first + rows, channels * pieces) - 1
+        blocks.append(
+            RowBlock(
+                first_channel=first // pieces,
+                channels=last // pieces - first // pieces + 1,
+                first_piece=first % pieces,
+                rows=last - first + 1,
+            )
+        )
+    return Partition(
+        kernel=kernel,
+        kernel_rows=kernel[0],
+        stride=op.stride,
+        pieces=pieces,
+        blocks=tuple(blocks),
+        channels_per_block=max(block.channels for block in blocks),
+        weight_values=max(block.rows for block in blocks) * taps,
+    )
+
+
+def _bands(op: Conv2d, kernel: tuple[int, int], channels: int, rows: int, kernel_rows: int) -> Partition:
+    blocks = tuple(
+        RowBlock(
+            first_channel=first,
+            channels=min(rows, channels - first),
+            first_piece=0,
+            rows=min(rows, channels - first),
+            kernel_row=row,
+        )
+        for first in range(0, channels, rows)
+        for row in range(0, kernel[0], kernel_rows)
+    )
+    most = max(block.rows for block in blocks)
+    return Partition(
+        kernel=kernel,
+        kernel_rows=kernel_rows,
+        stride=op.stride,
+        pieces=1,
+        blocks=blocks,
+        channels_per_block=most,
+        weight_values=most * kernel_rows * kernel[1],
+    )
+
+
+def _linear(layer: NetworkLayer, engine: Queue, config: H2LearnConfig, rows: int) -> Partition:
+    features = layer.source_type.size("C")
+    per_group = rows * config.forward.sub_luts if engine is Queue.FE else rows
+    groups = 1
+    if engine is Queue.FE:
+        bank_values = config.forward.taps_per_pe * rows  # what the weight buffer holds for a column
+        groups = max(1, min(bank_values // per_group, config.forward.lut_entries))
+    step = per_group * groups
+    blocks = tuple(
+        RowBlock(
+            first_channel=first,
+            channels=min(step, features - first),
+            first_piece=0,
+            rows=rows,
+            groups=-(-min(step, features - first) // per_group) if engine is Queue.FE else 0,
+        )
+        for first in range(0, features, step)
+    )
+    most = max(max(block.groups, 1) for block in blocks) * per_group
+    return Partition(
+        kernel=(1, 1),
+        kernel_rows=1,
+        stride=(1, 1),
+        pieces=1,
+        blocks=blocks,
+        channels_per_block=max(block.channels for block in blocks),
+        weight_values=min(most, per_group * groups),
+    )

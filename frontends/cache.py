@@ -1,0 +1,220 @@
+"""Trained zoo networks, kept between runs: `zoo:NAME@DATA` trains on first use and loads afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from compiler.ir.values import Encoding
+from frontends.datasets import Samples, Split, hold_out, load
+from frontends.folders import VARIABLE, cache_folder
+from frontends.recipe import Encoder, ProgressCallback, Recipe, bernoulli, recipe_for, train
+from frontends.zoo import ZooEntry, build, entry
+from hwmodel.errors import CompileError, Loc
+
+__all__ = ["CacheWarning", "TrainedInfo", "cache_folder", "trained"]
+
+RECIPE_VERSION = 1  # raised when training gives other weights for the same recipe
+_HELD_OUT_SHARE = 5  # of a user's file, one sample in five is held out
+
+
+class CacheWarning(UserWarning):
+    """A cached network could not be used and is trained again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedInfo:
+    """Where a trained network comes from and how good it is."""
+
+    name: str
+    data: str
+    seed: int
+    timesteps: int
+    fingerprint: str  # of network, recipe and data; another one means other training
+    weights_sha256: str
+    accuracy_test: float
+    accuracy_train: float
+    seconds: float  # that training took
+    path: str
+    from_cache: bool
+
+
+def trained(
+    name: str,
+    data: str,
+    *,
+    seed: int = 0,
+    timesteps: int = 10,
+    recipe: Recipe | None = None,
+    progress: ProgressCallback | None = None,
+) -> tuple[nn.Module, TrainedInfo]:
+    """The zoo network trained on `data` by its recipe, from the cache if a sound copy is there.
+
+    A copy whose hash is wrong is replaced, with a CacheWarning. Processes may train at once: each writes a
+    file of its own and moves it into place whole.
+    Raises: CompileError for an unknown network or data set, one that does not fit the other, a cache folder
+    that cannot be written, or training that diverges.
+    """
+    network = entry(name)
+    module = build(name, seed=seed, timesteps=timesteps)
+    chosen = recipe or recipe_for(name)
+    train_set, test_set = _load(data)
+    _check_fit(network, train_set, timesteps, _classes(module))
+    fingerprint = _fingerprint(network, chosen, (train_set, test_set), module, f"{seed} {timesteps}")
+    path = cache_folder() / "trained" / f"{_file_stem(name, data)}-{fingerprint[:16]}.safetensors"
+    stored = _read(path, fingerprint, module)
+    if stored is not None:
+        return module, stored
+    result = train(
+        module,
+        train_set,
+        test_set,
+        epochs=chosen.epochs,
+        batch=chosen.batch,
+        lr=chosen.lr,
+        seed=seed,
+        shift=chosen.shift,
+        loss=chosen.loss,
+        encode=_encoder(network, train_set, timesteps),
+        progress=progress,
+    )
+    info = TrainedInfo(
+        name=name,
+        data=data,
+        seed=seed,
+        timesteps=timesteps,
+        fingerprint=fingerprint,
+        weights_sha256=_tensors_sha256(module.state_dict()),
+        accuracy_test=result.accuracy_test,
+        accuracy_train=result.accuracy_train,
+        seconds=result.seconds,
+        path=str(path),
+        from_cache=False,
+    )
+    _write(path, module.state_dict(), info)
+    return module, info
+
+
+def _load(data: str) -> tuple[Samples, Samples]:
+    train_set = load(data, split=Split.TRAIN)
+    if data.endswith(".npz"):
+        return hold_out(train_set, len(train_set) // _HELD_OUT_SHARE)
+    return train_set, load(data, split=Split.TEST)
+
+
+def _check_fit(network: ZooEntry, samples: Samples, timesteps: int, classes: int) -> None:
+    loc = Loc(f"zoo:{network.name}@{samples.name}")
+    if samples.x.shape[-3:] != network.input_shape:
+        raise CompileError(
+            f"samples are {samples.x.shape[-3:]}, the network takes {network.input_shape}", loc
+        )
+    if samples.has_time and network.coding is Encoding.DIRECT:
+        raise CompileError("samples have a time axis, the network takes images", loc)
+    if samples.has_time and samples.x.shape[1] != timesteps:
+        raise CompileError(f"samples have {samples.x.shape[1]} time steps, the network {timesteps}", loc)
+    if not samples.has_time and network.coding is None:
+        raise CompileError("samples are images, the network takes events", loc)
+    if samples.y.max() >= classes:
+        raise CompileError(f"a label is {samples.y.max()}, the network has {classes} classes", loc)
+
+
+def _classes(module: nn.Module) -> int:
+    return [part.out_features for part in module.modules() if isinstance(part, nn.Linear)][-1]
+
+
+def _encoder(network: ZooEntry, samples: Samples, timesteps: int) -> Encoder | None:
+    if network.coding is Encoding.BERNOULLI and not samples.has_time:
+        return bernoulli(timesteps)
+    return None
+
+
+def _fingerprint(
+    network: ZooEntry, recipe: Recipe, sets: tuple[Samples, Samples], fresh: nn.Module, draw: str
+) -> str:
+    """Of all that decides the trained weights; `fresh` stands for how networks are built and initialised."""
+    parts = (
+        f"{network!r}",
+        f"{recipe!r}",
+        *(samples.digest() for samples in sets),
+        _tensors_sha256(fresh.state_dict()),
+        f"{RECIPE_VERSION} {draw}",
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _file_stem(name: str, data: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name}@{data}")[-100:]
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    state = hashlib.sha256()
+    for key in sorted(tensors):
+        array = tensors[key].detach().contiguous().numpy()
+        state.update(f"{key} {array.dtype} {array.shape}\n".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()
+
+
+def _seal(info: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{info}\n{_tensors_sha256(tensors)}".encode()).hexdigest()
+
+
+def _read(path: Path, fingerprint: str, module: nn.Module) -> TrainedInfo | None:
+    """The stored network loaded into `module`, or None with `module` untouched."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+        if metadata.get("sha256") != _seal(metadata.get("info", ""), tensors):
+            raise ValueError("its hash is wrong")
+        info = replace(TrainedInfo(**json.loads(metadata["info"])), path=str(path), from_cache=True)
+        if info.fingerprint != fingerprint or not _same_shapes(tensors, module.state_dict()):
+            raise ValueError("it holds another network")
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        warnings.warn(f"{path}: {error}; training again", CacheWarning, stacklevel=3)
+        return None
+    module.load_state_dict(tensors)
+    return info
+
+
+def _same_shapes(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    return {key: (value.shape, value.dtype) for key, value in stored.items()} == {
+        key: (value.shape, value.dtype) for key, value in wanted.items()
+    }
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], info: TrainedInfo) -> None:
+    text = json.dumps(asdict(info), sort_keys=True)
+    content = save(
+        {key: value.contiguous() for key, value in tensors.items()},
+        {"info": text, "sha256": _seal(text, tensors)},
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise CompileError(
+            f"cannot keep the trained network: {error}",
+            Loc(str(path.parent)),
+            hint=f"set ${VARIABLE} to a folder that can be written",
+        ) from error

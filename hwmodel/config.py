@@ -1,0 +1,266 @@
+"""The accelerator's configuration: structure and sizes, read from TOML and checked field by field."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import cast, get_type_hints
+
+from hwmodel.errors import CompileError, Loc
+from hwmodel.isa import Buffer
+
+KIB = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """External memories, all alike."""
+
+    count: int
+    bytes_per_cycle: float
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileConfig:
+    """Outputs that a grid iteration computes of a feature map."""
+
+    h: int
+    w: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBuffers:
+    """Sizes in KiB, both banks of a buffer together."""
+
+    s_in: float
+    w: float
+    psum: float
+    s_out: float
+    neuron: float
+    state: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardConfig:
+    """Forward Engine: rows x cols LUT PEs; `lanes` samples look up at once."""
+
+    rows: int
+    cols: int
+    lanes: int
+    sub_luts: int
+    lut_entries: int
+    taps_per_pe: int
+    program_cycles: int
+    buffers_kb: ForwardBuffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardBuffers:
+    """Sizes in KiB, both banks of a buffer together."""
+
+    gm_in: float
+    w: float
+    psum: float
+    s_out: float
+    neuron: float
+    state: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardConfig:
+    """Backward Engine: rows x cols groups of `pe_group` multiply-add PEs; `pipe` in cycles."""
+
+    rows: int
+    cols: int
+    pe_group: int
+    id_buffers: int
+    pipe: int
+    pe_tile_bytes: int
+    pe_psum_bytes: int
+    buffers_kb: BackwardBuffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightUpdateBuffers:
+    """Sizes in KiB; gw_psum is a single copy."""
+
+    gm: float
+    s_in: float
+    gw_psum: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightUpdateConfig:
+    """Weight Update Engine: rows are time steps, cols gradient channels."""
+
+    rows: int
+    cols: int
+    lanes: int
+    sub_luts: int
+    lut_entries: int
+    window: int
+    program_cycles: int
+    buffers_kb: WeightUpdateBuffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class H2LearnConfig:
+    """One accelerator.
+
+    Units: clock in GHz, buffers in KiB, bandwidth in bytes per cycle of one memory.
+    Source: tables 3.5 and 3.6; what they do not print is marked in the preset.
+    """
+
+    name: str
+    clock_ghz: float
+    sub_batch: int
+    timesteps: int
+    memory: MemoryConfig
+    tile: TileConfig
+    forward: ForwardConfig
+    backward: BackwardConfig
+    weight_update: WeightUpdateConfig
+
+    def bank_bytes(self, buffer: Buffer) -> int:
+        """Bytes of one bank (half of the ping-pong buffer)."""
+        forward, backward = self.forward.buffers_kb, self.backward.buffers_kb
+        sizes_kb = {
+            Buffer.S_IN: forward.s_in,
+            Buffer.W: forward.w,
+            Buffer.PSUM: forward.psum,
+            Buffer.S_OUT: forward.s_out,
+            Buffer.NEURON: forward.neuron,
+            Buffer.STATE: forward.state,
+            Buffer.BE_IN: backward.gm_in,
+            Buffer.BE_W: backward.w,
+            Buffer.BE_PSUM: backward.psum,
+            Buffer.BE_OUT: backward.s_out,
+            Buffer.BE_NEURON: backward.neuron,
+            Buffer.BE_STATE: backward.state,
+        }
+        return int(sizes_kb[buffer] * KIB / 2)
+
+    def as_mapping(self) -> dict[str, object]:
+        """The configuration as the nested tables of its TOML file."""
+        return asdict(self)
+
+
+def load_config(name: str) -> H2LearnConfig:
+    """A preset by name, or a TOML file; a file may name a preset as `base` and state only what differs.
+
+    Raises: CompileError with the path of each faulty field.
+    """
+    presets = resources.files("hwmodel") / "presets"
+    if not name.endswith(".toml"):
+        preset = presets / f"{name}.toml"
+        if not preset.is_file():
+            known = sorted(
+                p.name.removesuffix(".toml") for p in presets.iterdir() if p.name.endswith(".toml")
+            )
+            raise CompileError(
+                f"no preset {name!r}", Loc(name), hint=f"presets: {', '.join(known)}, or FILE.toml"
+            )
+        return config_from_mapping(tomllib.loads(preset.read_text()), Loc(name))
+    loc = Loc(name)
+    try:
+        table: dict[str, object] = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        raise CompileError(f"cannot read the configuration: {fault}", loc) from fault
+    base = table.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str) or base.endswith(".toml"):
+            raise CompileError(f"base is {base!r}, must name a preset", loc)
+        table = _merged(load_config(base).as_mapping(), table)
+    return config_from_mapping(table, loc)
+
+
+def config_from_mapping(table: Mapping[str, object], loc: Loc) -> H2LearnConfig:
+    """A configuration from nested tables; every field must be there, and nothing else.
+
+    Raises: CompileError listing each faulty field by its path.
+    """
+    faults: list[str] = []
+    config = cast(H2LearnConfig, _build(H2LearnConfig, table, "", faults))
+    if not faults:
+        _check_structure(config, faults)
+    if faults:
+        raise CompileError("; ".join(faults), loc)
+    return config
+
+
+def _merged(base: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        nested = isinstance(old, dict) and isinstance(value, Mapping)
+        merged[key] = (
+            _merged(cast(dict[str, object], old), cast(Mapping[str, object], value)) if nested else value
+        )
+    return merged
+
+
+def _build(kind: type, table: object, path: str, faults: list[str]) -> object:
+    if not isinstance(table, Mapping):
+        faults.append(f"{path.rstrip('.')} is {table!r}, must be a table")
+        return None
+    hints = get_type_hints(kind)
+    known = {field.name for field in fields(kind)}
+    faults += [f"{path}{key} is not a field of the configuration" for key in table if key not in known]
+    values: dict[str, object] = {}
+    for name in sorted(known):
+        if name not in table:
+            faults.append(f"{path}{name} is missing")
+            continue
+        hint = hints[name]
+        if is_dataclass(hint):
+            values[name] = _build(cast(type, hint), table[name], f"{path}{name}.", faults)
+        else:
+            values[name] = _scalar(hint, table[name], f"{path}{name}", faults)
+    return kind(**values) if not faults else None
+
+
+def _scalar(kind: type, value: object, path: str, faults: list[str]) -> object:
+    allowed = {int: (int,), float: (int, float), str: (str,)}[kind]
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        faults.append(f"{path} is {value!r}, must be {'a number' if kind is float else kind.__name__}")
+    elif isinstance(value, int) and kind is int and value < (0 if path.endswith(("pipe", "_cycles")) else 1):
+        faults.append(f"{path} is {value}, must be at least 1")
+    elif kind is float and not (math.isfinite(cast(float, value)) and cast(float, value) > 0):
+        faults.append(f"{path} is {value}, must be positive and finite")
+    return float(cast(float, value)) if kind is float and not faults else value
+
+
+def _check_structure(config: H2LearnConfig, faults: list[str]) -> None:
+    """Sizes that must fit each other: LUTs their taps, banks at least one output of one sample and step."""
+    forward, backward = config.forward, config.backward
+    taps = forward.sub_luts * (forward.lut_entries.bit_length() - 1)
+    if (forward.sub_luts, forward.lut_entries, forward.taps_per_pe) != (3, 8, 9):
+        faults.append(
+            f"forward.sub_luts x lut_entries is {forward.sub_luts} x {forward.lut_entries} ({taps} taps) with "
+            f"forward.taps_per_pe {forward.taps_per_pe}; the engine has 3 x 8 and 9"
+        )
+    if config.memory.count != 3:
+        faults.append(f"memory.count is {config.memory.count}, the engines use 3")
+    tile_bytes = config.tile.h * config.tile.w * 2
+    least = {
+        "forward.buffers_kb.s_in": (Buffer.S_IN, forward.rows * 3 * 3 / 8),
+        "forward.buffers_kb.w": (Buffer.W, forward.rows * forward.taps_per_pe * forward.cols * 2),
+        "forward.buffers_kb.psum": (Buffer.PSUM, tile_bytes * forward.cols),
+        "forward.buffers_kb.s_out": (Buffer.S_OUT, tile_bytes * forward.cols / 16),
+        "forward.buffers_kb.neuron": (Buffer.NEURON, 2 * 9 * 2 * forward.cols),
+        "forward.buffers_kb.state": (Buffer.STATE, tile_bytes * forward.cols),
+        "backward.buffers_kb.psum": (Buffer.BE_PSUM, tile_bytes * backward.cols),
+        "backward.buffers_kb.s_out": (Buffer.BE_OUT, tile_bytes * backward.cols / 16),
+        "backward.buffers_kb.neuron": (Buffer.BE_NEURON, 2 * 9 * 2 * backward.cols),
+        "backward.buffers_kb.state": (Buffer.BE_STATE, tile_bytes * backward.cols),
+    }
+    for path, (buffer, needed) in least.items():
+        if config.bank_bytes(buffer) < needed:
+            faults.append(
+                f"{path} gives a bank of {config.bank_bytes(buffer)} bytes, one tile needs {math.ceil(needed)}"
+            )

@@ -1,0 +1,455 @@
+"""The instruction set: each instruction is declared once; encoder, decoder, assembler and text follow.
+
+A word has 256 bits, little-endian: the opcode in the lowest 6, then the fields in the order declared, then
+zeros. Enums are encoded as the position of their member.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Annotated, get_args, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from hwmodel.errors import CompileError, Loc
+
+WORD_BYTES = 32
+OPCODE_BITS = 6
+
+
+class Queue(StrEnum):
+    """The in-order queues: three engines, and one DMA for each external memory."""
+
+    FE = "fe"
+    BE = "be"
+    WUE = "wue"
+    DMA0 = "dma0"
+    DMA1 = "dma1"
+    DMA2 = "dma2"
+
+
+class Buffer(StrEnum):
+    """On-chip buffers; each has two banks."""
+
+    S_IN = "s_in"  # Forward Engine: input spikes
+    W = "w"
+    PSUM = "psum"  # partial sums, then membrane potentials
+    S_OUT = "s_out"
+    NEURON = "neuron"  # parameters of the Soma
+    STATE = "state"  # membrane potentials between chunks of time; bank i belongs to neuron stage i
+    BE_IN = "be_in"  # Backward Engine: real-valued input
+    BE_W = "be_w"
+    BE_PSUM = "be_psum"
+    BE_OUT = "be_out"
+    BE_NEURON = "be_neuron"
+    BE_STATE = "be_state"
+
+
+class LutMode(StrEnum):
+    """What the sub-LUTs hold: sums of three taps, or single weights."""
+
+    CONV = "conv"
+    FC = "fc"
+
+
+class ResetKind(StrEnum):
+    """What a spike does to the membrane potential."""
+
+    HARD = "hard"
+    SOFT = "soft"
+    NONE = "none"
+
+
+class CompareRule(StrEnum):
+    """Whether a membrane potential equal to the threshold fires."""
+
+    GE = "ge"
+    GT = "gt"
+
+
+class PoolKind(StrEnum):
+    """Pooling of the Soma."""
+
+    NONE = "none"
+    AVG = "avg"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Width of an integer field."""
+
+    width: int
+    signed: bool = False
+
+
+U1 = Annotated[int, Bits(1)]
+U2 = Annotated[int, Bits(2)]
+U8 = Annotated[int, Bits(8)]
+U10 = Annotated[int, Bits(10)]
+U12 = Annotated[int, Bits(12)]
+U16 = Annotated[int, Bits(16)]
+U24 = Annotated[int, Bits(24)]
+S16 = Annotated[int, Bits(16, signed=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """What every instruction carries: the layer that it belongs to."""
+
+    layer: U10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load(Instruction):
+    """DMA: a region of a tensor to a bank; rows and columns outside the tensor arrive as zeros (halo).
+
+    With `flat` the channels c0 .. c0+nc count elements in (row, column, channel) order, and y, x are unused.
+    """
+
+    buffer: Buffer
+    bank: U1
+    tensor: U16
+    t0: U16
+    nt: U16
+    n0: U12
+    nn: U12
+    y0: S16
+    h: U16
+    x0: S16
+    w: U16
+    c0: U24
+    nc: U24
+    flat: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store(Instruction):
+    """DMA: a bank to a region inside a tensor."""
+
+    buffer: Buffer
+    bank: U1
+    tensor: U16
+    t0: U16
+    nt: U16
+    n0: U12
+    nn: U12
+    y0: S16
+    h: U16
+    x0: S16
+    w: U16
+    c0: U24
+    nc: U24
+    flat: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal(Instruction):
+    """Count a semaphore up, after everything before it in the queue."""
+
+    semaphore: U12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait(Instruction):
+    """Wait until a semaphore is positive, then count it down."""
+
+    semaphore: U12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LutProgram(Instruction):
+    """Forward Engine: fill the sub-LUTs from a weight bank.
+
+    conv: `rows` rows of nine taps; fc: `groups` groups of rows x 3 weights; each for `cols` columns.
+    """
+
+    w_bank: U1
+    mode: LutMode
+    rows: U12
+    groups: U8
+    cols: U12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvTile(Instruction):
+    """One grid iteration of a convolution: Forward Engine through the LUTs, Backward Engine dense.
+
+    `h` x `w` outputs for nn samples at nt steps, into a partial-sum bank (from +0 unless `accumulate`).
+    Forward: PE row j holds piece (first_piece + j) of the channel-major list. Backward: one channel per row,
+    kernel rows tap_row0 .. tap_row0 + tap_rows; with `hold` the source has one step that serves all.
+    """
+
+    src_bank: U1
+    w_bank: U1
+    dst_bank: U1
+    accumulate: bool
+    kernel_h: U10
+    kernel_w: U10
+    stride_h: U10
+    stride_w: U10
+    h: U10
+    w: U10
+    nt: U16
+    nn: U12
+    rows: U12
+    cols: U12
+    first_piece: U12
+    tap_row0: U10
+    tap_rows: U10
+    hold: bool
+    in_sparsity: bool
+    out_sparsity: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FcTile(Instruction):
+    """One grid iteration of a linear layer: `inputs` inputs, on the Forward Engine in `groups` of rows x 3."""
+
+    src_bank: U1
+    w_bank: U1
+    dst_bank: U1
+    accumulate: bool
+    groups: U8
+    inputs: U16
+    rows: U12
+    cols: U12
+    nt: U16
+    nn: U12
+    hold: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSetup(Instruction):
+    """The windows of the next Soma instructions: slot 1 before the first neuron, slot 2 after it.
+
+    The first window starts at (top, left) of the tile; the padded input ends at (limit_h, limit_w).
+    """
+
+    slot: U2
+    kernel_h: U10
+    kernel_w: U10
+    stride_h: U10
+    stride_w: U10
+    out_h: U10
+    out_w: U10
+    top: S16
+    left: S16
+    limit_h: U16
+    limit_w: U16
+    include_pad: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Soma(Instruction):
+    """Neurons and pooling over the partial sums of a tile: [pool1] neuron 1 [pool2] [neuron 2].
+
+    Spikes go to the out bank; the membrane of a last neuron that does not fire stays in the partial-sum bank.
+    """
+
+    psum_bank: U1
+    neuron_bank: U1
+    out_bank: U1
+    nt: U16
+    nn: U12
+    h: U10
+    w: U10
+    cols: U12
+    present1: bool
+    reset1: ResetKind
+    compare1: CompareRule
+    fire1: bool
+    pre_bias1: bool
+    scale1: bool
+    bias1: bool
+    present2: bool
+    reset2: ResetKind
+    compare2: CompareRule
+    fire2: bool
+    pre_bias2: bool
+    scale2: bool
+    bias2: bool
+    pool1: PoolKind
+    pool2: PoolKind
+    state_in: bool
+    state_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halt(Instruction):
+    """The end of a queue."""
+
+
+OPCODES: dict[int, type[Instruction]] = {
+    1: Load,
+    2: Store,
+    3: Signal,
+    4: Wait,
+    5: LutProgram,
+    6: ConvTile,
+    7: FcTile,
+    8: PoolSetup,
+    9: Soma,
+    10: Halt,
+}
+_OPCODE_OF = {kind: code for code, kind in OPCODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldLayout:
+    """Where a field lies in the word, and how it is read."""
+
+    name: str
+    offset: int
+    width: int
+    signed: bool
+    enum: type[StrEnum] | None
+    is_bool: bool
+
+
+@cache
+def layout(kind: type[Instruction]) -> tuple[FieldLayout, ...]:
+    """The fields of an instruction class, derived from its annotations."""
+    fields = []
+    offset = OPCODE_BITS
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        arguments = get_args(hint)
+        enum = hint if not arguments and issubclass(hint, StrEnum) else None
+        if arguments:
+            width, signed = arguments[1].width, arguments[1].signed
+        else:
+            width, signed = (max(1, (len(enum) - 1).bit_length()) if enum else 1), False
+        fields.append(FieldLayout(name, offset, width, signed, enum, hint is bool))
+        offset += width
+    assert offset <= WORD_BYTES * 8, kind
+    return tuple(fields)
+
+
+def mnemonic(kind: type[Instruction]) -> str:
+    """The assembler's name of an instruction class."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+_BY_MNEMONIC = {mnemonic(kind): kind for kind in OPCODES.values()}
+
+
+def encode(stream: Iterable[Instruction]) -> npt.NDArray[np.uint8]:
+    """Words of a stream. Shapes: (instructions, 32).
+
+    Raises: CompileError for a value that its field cannot hold.
+    """
+    words = b"".join(_encode_one(instruction) for instruction in stream)
+    return np.frombuffer(words, np.uint8).reshape(-1, WORD_BYTES)
+
+
+def _encode_one(instruction: Instruction) -> bytes:
+    kind = type(instruction)
+    word = _OPCODE_OF[kind]
+    for item in layout(kind):
+        value = getattr(instruction, item.name)
+        number = list(item.enum).index(value) if item.enum else int(value)
+        low = -(1 << item.width - 1) if item.signed else 0
+        high = (1 << item.width - item.signed) - 1
+        if not low <= number <= high:
+            raise CompileError(
+                f"{mnemonic(kind)}: {item.name} is {number}, its field holds {low} to {high}",
+                Loc("instruction set"),
+                hint="the layer or program is larger than the instruction set can state",
+            )
+        word |= (number & (1 << item.width) - 1) << item.offset
+    return word.to_bytes(WORD_BYTES, "little")
+
+
+def decode(words: npt.NDArray[np.uint8], loc: Loc) -> tuple[Instruction, ...]:
+    """The instructions of a stream.
+
+    Raises: CompileError for an unknown opcode, an enum or slot out of range, or bits set beyond the fields.
+    """
+    if words.ndim != 2 or words.dtype != np.uint8 or words.shape[1] != WORD_BYTES:
+        raise CompileError(f"a stream of shape {words.shape} is not made of {WORD_BYTES}-byte words", loc)
+    return tuple(_decode_one(int.from_bytes(row.tobytes(), "little"), i, loc) for i, row in enumerate(words))
+
+
+def _decode_one(word: int, index: int, loc: Loc) -> Instruction:
+    opcode = word & (1 << OPCODE_BITS) - 1
+    kind = OPCODES.get(opcode)
+    if kind is None:
+        raise CompileError(f"instruction {index}: unknown opcode {opcode}", loc)
+    fields = layout(kind)
+    end = fields[-1].offset + fields[-1].width
+    if word >> end:
+        raise CompileError(f"instruction {index}: bits set beyond the fields of {mnemonic(kind)}", loc)
+    values: dict[str, object] = {}
+    for item in fields:
+        raw = word >> item.offset & (1 << item.width) - 1
+        if item.enum is not None:
+            members = list(item.enum)
+            if raw >= len(members):
+                raise CompileError(f"instruction {index}: {item.name} {raw} is no {item.enum.__name__}", loc)
+            values[item.name] = members[raw]
+        elif item.is_bool:
+            values[item.name] = bool(raw)
+        else:
+            values[item.name] = raw - (1 << item.width) if item.signed and raw >> item.width - 1 else raw
+    return kind(**values)  # type: ignore[arg-type]
+
+
+def disassemble(instruction: Instruction) -> str:
+    """One line of assembler text; a flag that is off is left out."""
+    parts = [mnemonic(type(instruction))]
+    for item in layout(type(instruction)):
+        value = getattr(instruction, item.name)
+        if item.is_bool:
+            parts += [item.name] if value else []
+        else:
+            parts.append(f"{item.name}={value}")
+    return " ".join(parts)
+
+
+def assemble(text: str, loc: Loc | None = None) -> tuple[Instruction, ...]:
+    """Instructions from assembler text, one per line; blank lines and `;` comments are skipped.
+
+    Raises: CompileError with the line for an unknown mnemonic or field, a missing field, or a bad value.
+    """
+    file = loc.file if loc is not None else "<assembler>"
+    stream = []
+    for number, line in enumerate(text.splitlines(), 1):
+        code = line.split(";")[0].split()
+        if code:
+            stream.append(_assemble_one(code, Loc(file, number)))
+    return tuple(stream)
+
+
+def _assemble_one(code: list[str], loc: Loc) -> Instruction:
+    kind = _BY_MNEMONIC.get(code[0])
+    if kind is None:
+        raise CompileError(f"unknown instruction {code[0]!r}", loc, hint=f"known: {', '.join(_BY_MNEMONIC)}")
+    fields = {item.name: item for item in layout(kind)}
+    values: dict[str, object] = {name: False for name, item in fields.items() if item.is_bool}
+    for word in code[1:]:
+        name, _, value = word.partition("=")
+        item = fields.get(name)
+        if item is None:
+            raise CompileError(f"{code[0]} has no field {name!r}", loc, hint=f"fields: {', '.join(fields)}")
+        values[name] = _parse_value(item, value, loc)
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise CompileError(f"{code[0]} lacks {', '.join(missing)}", loc)
+    instruction = kind(**values)  # type: ignore[arg-type]
+    _encode_one(instruction)
+    return instruction
+
+
+def _parse_value(item: FieldLayout, value: str, loc: Loc) -> object:
+    if item.is_bool and not value:
+        return True
+    if item.enum is not None and value in list(item.enum):
+        return item.enum(value)
+    if item.enum is None and not item.is_bool and re.fullmatch(r"-?\d+", value):
+        return int(value)
+    raise CompileError(f"{item.name}: {value!r} is not a value of this field", loc)

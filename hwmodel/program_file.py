@@ -1,0 +1,233 @@
+"""Reads and writes `.h2l` files: safetensors with streams and constants, everything else as JSON metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from hwmodel.config import config_from_mapping
+from hwmodel.errors import CompileError, Loc
+from hwmodel.isa import Queue, decode, encode
+from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Program, Role, Tensor
+
+FORMAT_VERSION = "1"
+_KEY = "spikec.h2l"
+_STREAM = "stream."
+_CONSTANT = "constant."
+
+
+def save_program(program: Program, path: Path) -> None:
+    """Write a program beside its final place, then rename; the same program gives the same bytes.
+
+    Raises: CompileError if the file cannot be written; nothing is left behind.
+    """
+    header = {
+        "name": program.name,
+        "timesteps": program.timesteps,
+        "batch": program.batch,
+        "config": program.config.as_mapping(),
+        "tensors": [asdict(tensor) for tensor in program.tensors],
+        "layers": [asdict(layer) for layer in program.layers],
+        "host": asdict(program.host),
+        "meta": dict(program.meta),
+    }
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        f"{_STREAM}{queue}": encode(stream) for queue, stream in program.streams.items()
+    }
+    arrays |= {f"{_CONSTANT}{name}": np.ascontiguousarray(array) for name, array in program.constants.items()}
+    content = save(arrays, {_KEY: FORMAT_VERSION, "program": json.dumps(header, sort_keys=True)})
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as fault:
+        partial.unlink(missing_ok=True)
+        raise CompileError(f"cannot write the program: {fault.strerror}", Loc(str(path))) from fault
+
+
+def load_program(path: Path) -> Program:
+    """Read a program.
+
+    Raises: CompileError for a file that is missing, truncated, foreign, of another version, or inconsistent.
+    """
+    loc = Loc(str(path))
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise CompileError(
+                    "is no H2Learn program", loc, hint="make one with: spikec compile MODEL -o OUT"
+                )
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, ValueError) as fault:
+        raise CompileError(f"cannot read the program: {fault}", loc, hint="is the file whole?") from fault
+    if metadata[_KEY] != FORMAT_VERSION:
+        raise CompileError(
+            f"format version {metadata[_KEY]}, this spikec reads {FORMAT_VERSION}",
+            loc,
+            hint="compile it again",
+        )
+    try:
+        return _program(json.loads(metadata["program"]), arrays, loc)
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise CompileError(f"the program's header is inconsistent: {fault!r}", loc) from fault
+
+
+def _program(
+    header: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.generic]], loc: Loc
+) -> Program:
+    streams = {
+        Queue(name.removeprefix(_STREAM)): decode(cast(npt.NDArray[np.uint8], array), loc)
+        for name, array in arrays.items()
+        if name.startswith(_STREAM)
+    }
+    constants: dict[str, F16] = {}
+    for name, array in arrays.items():
+        if name.startswith(_CONSTANT):
+            if array.dtype != np.float16:
+                raise CompileError(f"{name} is {array.dtype}, must be FP16", loc)
+            constants[name.removeprefix(_CONSTANT)] = cast(F16, array)
+    program = Program(
+        name=_text(header["name"]),
+        config=config_from_mapping(cast(Mapping[str, object], header["config"]), loc),
+        timesteps=_count(header["timesteps"]),
+        batch=_count(header["batch"]),
+        streams=streams,
+        tensors=tuple(_tensor(item) for item in cast(list[dict[str, object]], header["tensors"])),
+        constants=constants,
+        layers=tuple(_layer(item) for item in cast(list[dict[str, object]], header["layers"])),
+        host=_host(cast(dict[str, object], header["host"])),
+        meta={_text(k): _text(v) for k, v in cast(dict[str, object], header["meta"]).items()},
+    )
+    _check_tables(program, loc)
+    return program
+
+
+def _check_tables(program: Program, loc: Loc) -> None:
+    roles = [tensor.role for tensor in program.tensors]
+    if roles.count(Role.INPUT) != 1 or roles.count(Role.OUTPUT) != 1:
+        raise CompileError("the program needs one input and one output tensor", loc)
+    named = {tensor.name: tensor for tensor in program.tensors}
+    if len(named) != len(program.tensors):
+        raise CompileError("two tensors have the same name", loc)
+    constant_roles = {Role.WEIGHT, Role.NEURON}
+    expected = {tensor.name for tensor in program.tensors if tensor.role in constant_roles}
+    if expected != set(program.constants):
+        raise CompileError(
+            f"constants {sorted(expected ^ set(program.constants))} do not match the table", loc
+        )
+    for name, array in program.constants.items():
+        if array.size != np.prod(named[name].shape):
+            raise CompileError(f"constant {name} has {array.size} values, not {named[name].shape}", loc)
+        if not np.isfinite(array).all():
+            raise CompileError(f"constant {name} holds a NaN or infinite value", loc)
+    for queue, stream in program.streams.items():
+        bad = next((i for i in stream if i.layer >= len(program.layers)), None)
+        if bad is not None:
+            raise CompileError(
+                f"{queue}: instruction of layer {bad.layer}, there are {len(program.layers)}", loc
+            )
+
+
+def _tensor(item: Mapping[str, object]) -> Tensor:
+    _only_fields(Tensor, item)
+    shape = tuple(_count(size) for size in cast(list[object], item["shape"]))
+    if len(shape) != 5:  # t, n, y, x, c
+        raise ValueError(f"tensor shape {shape}")
+    return Tensor(
+        name=_text(item["name"]),
+        memory=_integer(item["memory"]),
+        mirrored=_flag(item["mirrored"]),
+        address=_integer(item["address"]),
+        shape=shape,
+        format=Format(item["format"]),
+        role=Role(item["role"]),
+        layer=_integer(item["layer"]),
+    )
+
+
+def _layer(item: Mapping[str, object]) -> Layer:
+    _only_fields(Layer, item)
+    neurons = []
+    for part in cast(list[dict[str, object]], item["neurons"]):
+        channels, height, width = (_count(size) for size in cast(list[object], part["shape"]))
+        neurons.append(
+            NeuronFacts(node=_text(part["node"]), fires=_flag(part["fires"]), shape=(channels, height, width))
+        )
+    return Layer(
+        name=_text(item["name"]),
+        engine=Queue(item["engine"]),
+        kind=_choice(item["kind"], ("conv", "fc", "pool")),
+        nodes=tuple(_text(node) for node in cast(list[object], item["nodes"])),
+        neurons=tuple(neurons),
+        c_in=_count(item["c_in"]),
+        c_out=_count(item["c_out"]),
+        kernel=_pair(item["kernel"]),
+        stride=_pair(item["stride"]),
+        out_h=_count(item["out_h"]),
+        out_w=_count(item["out_w"]),
+        groups=_count(item["groups"]),
+        hold=_flag(item["hold"]),
+    )
+
+
+def _host(item: Mapping[str, object]) -> Host:
+    _only_fields(Host, item)
+    return Host(
+        input_shape=tuple(_count(size) for size in cast(list[object], item["input_shape"])),
+        input_has_time=_flag(item["input_has_time"]),
+        encoding=_choice(item["encoding"], ("none", "direct", "bernoulli", "latency")),
+        seed=_integer(item["seed"]),
+        output_is_flat=_flag(item["output_is_flat"]),
+        readout=_choice(item["readout"], ("none", "rate", "last", "max")),
+    )
+
+
+def _only_fields(kind: type, item: Mapping[str, object]) -> None:
+    unknown = set(item) - {field.name for field in fields(kind)}
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no fields {sorted(unknown)}")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _choice(value: object, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{value!r} is not one of {allowed}")
+    return _text(value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is no flag")
+    return value
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no natural number")
+    return value
+
+
+def _count(value: object) -> int:
+    if _integer(value) < 1:
+        raise ValueError("a count of 0")
+    return cast(int, value)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    first, second = cast(list[object], value)
+    return _count(first), _count(second)

@@ -1,0 +1,1 @@
+"""Things that execute: the simulated machine and its sessions."""

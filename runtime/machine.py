@@ -1,0 +1,241 @@
+"""The simulated machine: executes a program's queues on functional engines, instruction by instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hwmodel.errors import CompileError, Loc
+from hwmodel.isa import (
+    Buffer,
+    ConvTile,
+    FcTile,
+    Halt,
+    Instruction,
+    Load,
+    LutMode,
+    LutProgram,
+    PoolSetup,
+    Queue,
+    Signal,
+    Soma,
+    Store,
+    Wait,
+)
+from hwmodel.program import Program
+from runtime.engines import F16, U8, Engines, Window
+from runtime.memory import Bank, Memory, RegionCache, Values
+from runtime.soma_unit import SomaUnit
+from runtime.traces import Traces
+
+CACHE_BYTES = 96 << 20  # look-up indices of the current tile, reused by its column blocks
+
+
+@dataclass(frozen=True, slots=True)
+class _Operands:
+    """Buffers of an engine, by role."""
+
+    source: Buffer
+    weights: Buffer
+    psum: Buffer
+
+
+_FORWARD = _Operands(Buffer.S_IN, Buffer.W, Buffer.PSUM)
+_BACKWARD = _Operands(Buffer.BE_IN, Buffer.BE_W, Buffer.BE_PSUM)
+
+
+class Machine:
+    """One H2Learn with its memories; functional only: what is computed, not when.
+
+    Queues run in order and wait on counting semaphores; between waits they may run in any order, since the
+    static checker has proved that the result does not depend on it.
+    """
+
+    def __init__(self, program: Program, engines: Engines, traces: Traces | None = None) -> None:
+        self._program = program
+        self._engines = engines
+        self._memory = Memory(program)
+        self._banks: dict[tuple[Buffer, int], Bank] = {}
+        self._lut: dict[Queue, F16] = {}
+        self._cache = RegionCache(CACHE_BYTES)
+        self._traces = traces
+        self._soma = SomaUnit(program, engines, probe=traces is not None)
+
+    def run(self, inputs: Values) -> Values:
+        """Execute the program once on one sub-batch.
+
+        Shapes: inputs as the program's input tensor (t, n, y, x, c); the result as its output tensor.
+        Raises: CompileError naming layer, step and channel where a value leaves FP16.
+        """
+        source, output = self._program.input_index, self._program.output_index
+        assert inputs.shape == self._program.tensors[source].shape
+        self._memory.arrays[source][...] = inputs
+        self._memory.versions[source] += 1
+        self._execute()
+        return self._memory.arrays[output].copy()
+
+    def _execute(self) -> None:
+        streams = {queue: stream for queue, stream in self._program.streams.items() if stream}
+        position = dict.fromkeys(streams, 0)
+        semaphores: dict[int, int] = {}
+        running = set(streams)
+        while running:
+            progress = False
+            for queue in [q for q in streams if q in running]:
+                start = position[queue]
+                position[queue] = self._advance(queue, streams[queue], start, semaphores)
+                progress |= position[queue] > start
+                if position[queue] == len(streams[queue]):
+                    running.discard(queue)
+            if not progress:
+                raise CompileError("the queues wait for each other", Loc(self._program.name))
+
+    def _advance(
+        self, queue: Queue, stream: tuple[Instruction, ...], at: int, semaphores: dict[int, int]
+    ) -> int:
+        """Run one queue until it waits or ends; returns its new position."""
+        while at < len(stream):
+            instruction = stream[at]
+            kind = type(instruction)
+            if kind is Wait:
+                assert isinstance(instruction, Wait)
+                count = semaphores.get(instruction.semaphore, 0)
+                if not count:
+                    return at
+                semaphores[instruction.semaphore] = count - 1
+            elif kind is Signal:
+                assert isinstance(instruction, Signal)
+                semaphores[instruction.semaphore] = semaphores.get(instruction.semaphore, 0) + 1
+            elif kind is Halt:
+                return len(stream)
+            else:
+                _RULES[kind](self, queue, instruction)
+            at += 1
+        return at
+
+    def _load(self, queue: Queue, load: Load) -> None:
+        key = self._memory.key(load)
+        values = self._cache.get(key, lambda: self._memory.fetch(load))
+        self._banks[load.buffer, load.bank] = Bank(values, key)  # type: ignore[arg-type]
+
+    def _store(self, queue: Queue, store: Store) -> None:
+        self._memory.put(store, self._banks[store.buffer, store.bank].values)
+        if self._traces is not None:
+            self._soma.record(store, self._traces)
+
+    def _lut_program(self, queue: Queue, program: LutProgram) -> None:
+        values = self._banks[Buffer.W, program.w_bank].values.ravel()
+        if program.mode is LutMode.CONV:
+            taps = self._program.config.forward.taps_per_pe
+            self._lut[queue] = self._engines.program_conv(
+                _f16(values).reshape(program.rows, taps, program.cols)
+            )
+        else:
+            shape = (program.groups, program.rows, self._program.config.forward.sub_luts, program.cols)
+            self._lut[queue] = self._engines.program_fc(_f16(values).reshape(shape))
+
+    def _conv_tile(self, queue: Queue, tile: ConvTile) -> None:
+        window = Window(
+            kernel_h=tile.kernel_h,
+            kernel_w=tile.kernel_w,
+            stride_h=tile.stride_h,
+            stride_w=tile.stride_w,
+            out_h=tile.h,
+            out_w=tile.w,
+        )
+        if queue is Queue.BE:
+            self._dense(tile, window)
+            return
+        source = self._banks[_FORWARD.source, tile.src_bank]
+        psum = self._psum(_FORWARD.psum, tile, tile.nt * tile.nn)
+        key = (source.key, window, tile.first_piece, tile.rows)
+        indices = self._cache.get(
+            key, lambda: self._engines.indices(_u8(source.values), window, tile.first_piece, tile.rows)
+        )
+        self._engines.accumulate(self._lut[queue], indices, psum, not tile.accumulate)  # type: ignore[arg-type]
+
+    def _dense(self, tile: ConvTile, window: Window) -> None:
+        source = _f16(self._banks[_BACKWARD.source, tile.src_bank].values)
+        weights = _f16(self._banks[_BACKWARD.weights, tile.w_bank].values)
+        psum = self._psum(_BACKWARD.psum, tile, (1 if tile.hold else tile.nt) * tile.nn)
+        self._engines.accumulate_dense(
+            source,
+            weights.reshape(tile.tap_rows * tile.kernel_w, tile.rows, tile.cols),
+            window,
+            tile.tap_row0,
+            tile.tap_rows,
+            psum,
+            not tile.accumulate,
+        )
+
+    def _fc_tile(self, queue: Queue, tile: FcTile) -> None:
+        if queue is Queue.BE:
+            self._dense_fc(tile)
+            return
+        source = self._banks[_FORWARD.source, tile.src_bank]
+        width = tile.groups * tile.rows * self._program.config.forward.sub_luts
+        spikes = self._cache.get((source.key, width), lambda: _padded(source.values, width))
+        psum = self._psum(_FORWARD.psum, tile, tile.nt * tile.nn)
+        self._engines.accumulate_fc(
+            self._lut[queue],
+            spikes,  # type: ignore[arg-type]
+            psum.reshape(len(psum), -1),
+            not tile.accumulate,
+        )
+
+    def _dense_fc(self, tile: FcTile) -> None:
+        source = _f16(self._banks[_BACKWARD.source, tile.src_bank].values)
+        weights = _f16(self._banks[_BACKWARD.weights, tile.w_bank].values)
+        psum = self._psum(_BACKWARD.psum, tile, (1 if tile.hold else tile.nt) * tile.nn)
+        window = Window(kernel_h=1, kernel_w=1, stride_h=1, stride_w=1, out_h=1, out_w=1)
+        self._engines.accumulate_dense(
+            source, weights.reshape(1, tile.inputs, tile.cols), window, 0, 1, psum, not tile.accumulate
+        )
+
+    def _psum(self, buffer: Buffer, tile: ConvTile | FcTile, batch: int) -> F16:
+        """The partial sums that the tile accumulates into; a fresh bank when it starts them."""
+        if tile.accumulate:
+            return _f16(self._banks[buffer, tile.dst_bank].values)
+        height, width = (tile.h, tile.w) if isinstance(tile, ConvTile) else (1, 1)
+        psum = np.empty((batch, height, width, tile.cols), np.float16)
+        self._banks[buffer, tile.dst_bank] = Bank(psum)
+        return psum
+
+    def _pool_setup(self, queue: Queue, setup: PoolSetup) -> None:
+        self._soma.set_pool(queue, setup)
+
+    def _run_soma(self, queue: Queue, soma: Soma) -> None:
+        self._soma.run(queue, soma, self._banks)
+
+
+_Rule = Callable[[Machine, Queue, Instruction], None]
+_RULES: dict[type[Instruction], _Rule] = {
+    Load: Machine._load,
+    Store: Machine._store,
+    LutProgram: Machine._lut_program,
+    ConvTile: Machine._conv_tile,
+    FcTile: Machine._fc_tile,
+    PoolSetup: Machine._pool_setup,
+    Soma: Machine._run_soma,
+}  # type: ignore[assignment]
+
+
+def _f16(values: Values) -> F16:
+    assert values.dtype == np.float16
+    return values  # type: ignore[return-value]
+
+
+def _u8(values: Values) -> U8:
+    assert values.dtype == np.uint8
+    return values  # type: ignore[return-value]
+
+
+def _padded(values: Values, width: int) -> npt.NDArray[np.uint8]:
+    """Inputs of a linear layer as one row per step and sample, padded with silent inputs."""
+    flat = values.reshape(len(values), -1)
+    out = np.zeros((len(flat), width), np.uint8)
+    out[:, : flat.shape[1]] = flat
+    return out

@@ -1,0 +1,211 @@
+"""The Soma of the simulated machine: reads its instruction, keeps its pooling set-up, reports overflow."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwmodel.errors import CompileError, Loc
+from hwmodel.isa import Buffer, PoolSetup, Queue, Soma, Store
+from hwmodel.isa import PoolKind as PoolKindField
+from hwmodel.program import Program
+from runtime.engines import (
+    F16,
+    Compare,
+    Engines,
+    Neuron,
+    Pool,
+    PoolKind,
+    Reset,
+    SomaPlan,
+    SomaResult,
+    StageProbe,
+    golden,
+)
+from runtime.memory import Bank, Values
+from runtime.traces import Traces
+
+_FIELDS = 9  # rows of the parameter table per stage
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    psum: Buffer
+    neuron: Buffer
+    out: Buffer
+    state: Buffer
+
+
+_PLACES = {
+    Queue.FE: _Places(Buffer.PSUM, Buffer.NEURON, Buffer.S_OUT, Buffer.STATE),
+    Queue.BE: _Places(Buffer.BE_PSUM, Buffer.BE_NEURON, Buffer.BE_OUT, Buffer.BE_STATE),
+}
+
+
+class SomaUnit:
+    """Runs Soma instructions for both engines; its state is the pooling set-up of each."""
+
+    def __init__(self, program: Program, engines: Engines, *, probe: bool) -> None:
+        self._program = program
+        self._engines = engines
+        self._probe = probe
+        self._setups: dict[tuple[Queue, int], PoolSetup] = {}
+        self._probes: dict[tuple[Buffer, int], tuple[tuple[StageProbe, ...], tuple[int, int]]] = {}
+
+    def set_pool(self, queue: Queue, setup: PoolSetup) -> None:
+        """Windows for the next Soma instructions of that queue."""
+        self._setups[queue, setup.slot] = setup
+
+    def run(self, queue: Queue, soma: Soma, banks: MutableMapping[tuple[Buffer, int], Bank]) -> None:
+        """Execute one instruction on the banks.
+
+        Raises: CompileError naming layer, step and channel where a partial sum or membrane leaves FP16.
+        """
+        places = _PLACES[queue]
+        x = _over_time(banks[places.psum, soma.psum_bank].values, soma)
+        plan = self._plan(queue, soma)
+        stages = len(plan.neurons)
+        params = np.zeros((0, _FIELDS, soma.cols), np.float16)
+        if stages:
+            table = banks[places.neuron, soma.neuron_bank].values
+            params = table.reshape(stages, _FIELDS, soma.cols).view(np.float16)
+        state: tuple[F16 | None, ...] = (None,) * stages
+        if soma.state_in:
+            state = tuple(_state(banks[places.state, stage]) for stage in range(stages))
+        result = self._engines.soma(x, plan, params, state, self._probe)
+        if not result.finite:
+            raise self._overflow(soma, x, plan, params, state)
+        self._write(places, soma, result, banks)
+
+    def _write(
+        self,
+        places: _Places,
+        soma: Soma,
+        result: SomaResult,
+        banks: MutableMapping[tuple[Buffer, int], Bank],
+    ) -> None:
+        out = (places.psum, soma.psum_bank) if result.spikes is None else (places.out, soma.out_bank)
+        values: Values | None = result.membrane if result.spikes is None else result.spikes
+        assert values is not None
+        banks[out] = Bank(values)
+        if soma.state_out:
+            for stage, membrane in enumerate(result.state):
+                banks[places.state, stage] = Bank(membrane)
+        if self._probe:
+            queue = Queue.BE if places is _PLACES[Queue.BE] else Queue.FE
+            setup = self._setups.get((queue, 2)) if soma.pool2 is not PoolKindField.NONE else None
+            unit = (setup.stride_h, setup.stride_w) if setup is not None else (1, 1)
+            self._probes[out] = (result.probes, unit)
+
+    def record(self, store: Store, traces: Traces) -> None:
+        """Place the probes of a stored block in the traces."""
+        found = self._probes.pop((store.buffer, store.bank), None)
+        if found is None:
+            return
+        probes, unit = found
+        for stage, (neuron, probe) in enumerate(
+            zip(self._program.layers[store.layer].neurons, probes, strict=True)
+        ):
+            if not neuron.node:
+                continue
+            scale = unit if stage == 0 else (1, 1)
+            y0, x0 = store.y0 * scale[0], store.x0 * scale[1]
+            height, width = probe.membrane.shape[2:4]
+            place = (
+                slice(store.t0, store.t0 + store.nt),
+                slice(store.n0, store.n0 + store.nn),
+                slice(store.c0, store.c0 + store.nc),
+                slice(y0, y0 + height),
+                slice(x0, x0 + width),
+            )
+            traces.membranes[neuron.node][place] = probe.membrane.transpose(0, 1, 4, 2, 3)
+            if probe.spikes is not None:
+                traces.spikes[neuron.node][place] = probe.spikes.transpose(0, 1, 4, 2, 3)
+
+    def _plan(self, queue: Queue, soma: Soma) -> SomaPlan:
+        stage1 = (
+            Neuron(
+                reset=Reset(soma.reset1),
+                compare=Compare(soma.compare1),
+                fire=soma.fire1,
+                has_pre_bias=soma.pre_bias1,
+                has_scale=soma.scale1,
+                has_bias=soma.bias1,
+            )
+            if soma.present1
+            else None
+        )
+        stage2 = (
+            Neuron(
+                reset=Reset(soma.reset2),
+                compare=Compare(soma.compare2),
+                fire=soma.fire2,
+                has_pre_bias=False,
+                has_scale=soma.scale2,
+                has_bias=soma.bias2,
+            )
+            if soma.present2
+            else None
+        )
+        return SomaPlan(
+            stage1=stage1,
+            pool1=self._pool(queue, 1, soma.pool1),
+            pool2=self._pool(queue, 2, soma.pool2),
+            stage2=stage2,
+        )
+
+    def _pool(self, queue: Queue, slot: int, kind: PoolKindField) -> Pool | None:
+        if kind is PoolKindField.NONE:
+            return None
+        setup = self._setups[queue, slot]
+        return Pool(
+            kind=PoolKind(kind.value),
+            kernel_h=setup.kernel_h,
+            kernel_w=setup.kernel_w,
+            stride_h=setup.stride_h,
+            stride_w=setup.stride_w,
+            out_h=setup.out_h,
+            out_w=setup.out_w,
+            top=setup.top,
+            left=setup.left,
+            limit_h=setup.limit_h,
+            limit_w=setup.limit_w,
+            include_pad=setup.include_pad,
+        )
+
+    def _overflow(
+        self, soma: Soma, x: Values, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...]
+    ) -> CompileError:
+        """Where the first value left FP16; the golden engine tells, since it keeps every step."""
+        layer = self._program.layers[soma.layer]
+        what, where = "partial sum", np.argwhere(~np.isfinite(x))
+        if not where.size:
+            with np.errstate(all="ignore"):
+                probes = golden().soma(x, plan, params, state, True).probes
+            what = "membrane potential"
+            faulty = [np.argwhere(~np.isfinite(probe.membrane)) for probe in probes]
+            where = next((found for found in faulty if found.size), np.zeros((1, 5), int))
+        step, sample, _, _, channel = (int(value) for value in where[0])
+        return CompileError(
+            f"{layer.name}: a {what} overflows FP16 at step {step} of the block, sample {sample}, "
+            f"channel {channel} of its column block",
+            Loc(self._program.name),
+            hint="scale the layer's weights, threshold and bias down together",
+        )
+
+
+def _over_time(values: Values, soma: Soma) -> Values:
+    """The Soma's input with time and sample apart; a source that was held is the same at each step."""
+    height, width, cols = values.shape[1:]
+    steps = values.reshape(-1, soma.nn, height, width, cols)
+    if len(steps) == soma.nt:
+        return steps
+    return np.ascontiguousarray(np.broadcast_to(steps, (soma.nt, *steps.shape[1:])))
+
+
+def _state(bank: Bank) -> F16:
+    values = bank.values
+    assert values.dtype == np.float16
+    return values  # type: ignore[return-value]
