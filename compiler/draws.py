@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def bernoulli_draws(
-    seed: int, timesteps: int, shape: Sequence[int], first_sample: int
-) -> npt.NDArray[np.float32]:
+def bernoulli_draws(seed: int, timesteps: int, shape: Sequence[int], first_sample: int) -> npt.NDArray[np.float32]:
     """Uniform draws in [0, 1): each sample has its own stream, whatever batch it stands in.
 
     Shapes: shape is (N, ...), the result (T, N, ...).

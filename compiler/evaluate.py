@@ -155,9 +155,7 @@ def _(op: AvgPool2d, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
     return _merged(
         inputs[0],
         4,
-        lambda v: functional.avg_pool2d(
-            v, op.kernel, op.stride, op.padding, op.ceil_mode, op.count_include_pad
-        ),
+        lambda v: functional.avg_pool2d(v, op.kernel, op.stride, op.padding, op.ceil_mode, op.count_include_pad),
     )
 
 
@@ -204,8 +202,7 @@ def _(op: Lif, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
     (x,) = inputs
     traced = node.name in run.traced
     number = {
-        what: run.number(getattr(op, what), x.ndim - 1)
-        for what in ("decay", "threshold", "reset_value", "initial")
+        what: run.number(getattr(op, what), x.ndim - 1) for what in ("decay", "threshold", "reset_value", "initial")
     }
     threshold = number["threshold"]
     if node.name in run.thresholds:
@@ -269,8 +266,6 @@ def _check_input(graph: Graph, x: Tensor) -> None:
         isinstance(size, str) or size == got for size, got in zip(want.shape, x.shape, strict=True)
     )
     if not fits:
-        raise CompileError(
-            f"{node.name}: input has shape {tuple(x.shape)}, the network takes {want}", node.loc
-        )
+        raise CompileError(f"{node.name}: input has shape {tuple(x.shape)}, the network takes {want}", node.loc)
     if not torch.isfinite(x).all():
         raise CompileError(f"{node.name}: input holds a NaN or infinite value", node.loc)

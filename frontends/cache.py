@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compiler.ir.values import Encoding
 from frontends.datasets import Samples, Split, hold_out, load
 from frontends.folders import VARIABLE, cache_folder
-from frontends.recipe import Encoder, ProgressCallback, Recipe, bernoulli, recipe_for, train
+from frontends.recipe import ProgressCallback, Recipe, TrainingResult, bernoulli, recipe_for, train
 from frontends.zoo import ZooEntry, build, entry
 from hwmodel.errors import CompileError, Loc
 
@@ -69,26 +69,15 @@ def trained(
     network = entry(name)
     module = build(name, seed=seed, timesteps=timesteps)
     chosen = recipe or recipe_for(name)
-    train_set, test_set = _load(data)
-    _check_fit(network, train_set, timesteps, _classes(module))
-    fingerprint = _fingerprint(network, chosen, (train_set, test_set), module, f"{seed} {timesteps}")
+    sets = _load(data)
+    for samples in sets:
+        _check_fit(network, samples, timesteps, _classes(module))
+    fingerprint = _fingerprint(network, chosen, sets, module, f"{seed} {timesteps}")
     path = cache_folder() / "trained" / f"{_file_stem(name, data)}-{fingerprint[:16]}.safetensors"
     stored = _read(path, fingerprint, module)
     if stored is not None:
         return module, stored
-    result = train(
-        module,
-        train_set,
-        test_set,
-        epochs=chosen.epochs,
-        batch=chosen.batch,
-        lr=chosen.lr,
-        seed=seed,
-        shift=chosen.shift,
-        loss=chosen.loss,
-        encode=_encoder(network, train_set, timesteps),
-        progress=progress,
-    )
+    result = _train(module, network, chosen, sets, seed=seed, timesteps=timesteps, progress=progress)
     info = TrainedInfo(
         name=name,
         data=data,
@@ -116,9 +105,7 @@ def _load(data: str) -> tuple[Samples, Samples]:
 def _check_fit(network: ZooEntry, samples: Samples, timesteps: int, classes: int) -> None:
     loc = Loc(f"zoo:{network.name}@{samples.name}")
     if samples.x.shape[-3:] != network.input_shape:
-        raise CompileError(
-            f"samples are {samples.x.shape[-3:]}, the network takes {network.input_shape}", loc
-        )
+        raise CompileError(f"samples are {samples.x.shape[-3:]}, the network takes {network.input_shape}", loc)
     if samples.has_time and network.coding is Encoding.DIRECT:
         raise CompileError("samples have a time axis, the network takes images", loc)
     if samples.has_time and samples.x.shape[1] != timesteps:
@@ -133,15 +120,33 @@ def _classes(module: nn.Module) -> int:
     return [part.out_features for part in module.modules() if isinstance(part, nn.Linear)][-1]
 
 
-def _encoder(network: ZooEntry, samples: Samples, timesteps: int) -> Encoder | None:
-    if network.coding is Encoding.BERNOULLI and not samples.has_time:
-        return bernoulli(timesteps)
-    return None
+def _train(
+    module: nn.Module,
+    network: ZooEntry,
+    recipe: Recipe,
+    sets: tuple[Samples, Samples],
+    *,
+    seed: int,
+    timesteps: int,
+    progress: ProgressCallback | None,
+) -> TrainingResult:
+    encodes = network.coding is Encoding.BERNOULLI and not sets[0].has_time
+    return train(
+        module,
+        *sets,
+        epochs=recipe.epochs,
+        batch=recipe.batch,
+        lr=recipe.lr,
+        seed=seed,
+        shift=recipe.shift,
+        loss=recipe.loss,
+        threads=recipe.threads,
+        encode=bernoulli(timesteps) if encodes else None,
+        progress=progress,
+    )
 
 
-def _fingerprint(
-    network: ZooEntry, recipe: Recipe, sets: tuple[Samples, Samples], fresh: nn.Module, draw: str
-) -> str:
+def _fingerprint(network: ZooEntry, recipe: Recipe, sets: tuple[Samples, Samples], fresh: nn.Module, draw: str) -> str:
     """Of all that decides the trained weights; `fresh` stands for how networks are built and initialised."""
     parts = (
         f"{network!r}",
@@ -178,9 +183,10 @@ def _read(path: Path, fingerprint: str, module: nn.Module) -> TrainedInfo | None
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
-        if metadata.get("sha256") != _seal(metadata.get("info", ""), tensors):
+        text = metadata.get("info", "")
+        if metadata.get("sha256") != _seal(text, tensors):
             raise ValueError("its hash is wrong")
-        info = replace(TrainedInfo(**json.loads(metadata["info"])), path=str(path), from_cache=True)
+        info = replace(TrainedInfo(**json.loads(text)), path=str(path), from_cache=True)
         if info.fingerprint != fingerprint or not _same_shapes(tensors, module.state_dict()):
             raise ValueError("it holds another network")
     except (SafetensorError, OSError, ValueError, TypeError) as error:

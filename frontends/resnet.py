@@ -37,9 +37,7 @@ class ResidualBlock(nn.Module):
         if stride != 1 or before != channels:
             self.shortcut = nn.Sequential()
             self.shortcut.add_module("lif", neuron_module(neuron, timesteps))
-            self.shortcut.add_module(
-                "conv", _conv(before, channels, 1, stride, neuron=neuron, moment=HIDDEN_MOMENT)
-            )
+            self.shortcut.add_module("conv", _conv(before, channels, 1, stride, neuron=neuron, moment=HIDDEN_MOMENT))
             self.shortcut.add_module("norm", nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,9 +65,7 @@ class SpikingResNet(nn.Module):
         for stage_channels, count in STAGES:
             for index in range(count):
                 stride = 2 if index == 0 else 1
-                block = ResidualBlock(
-                    before, stage_channels, stride, neuron=entry.neuron, timesteps=timesteps
-                )
+                block = ResidualBlock(before, stage_channels, stride, neuron=entry.neuron, timesteps=timesteps)
                 blocks.append(block)
                 before = stage_channels
         self.blocks = nn.Sequential(*blocks)
@@ -99,7 +95,7 @@ def spiking_resnet34(entry: ZooEntry, *, seed: int, timesteps: int) -> SpikingRe
     Source: chapter 4; each stage's first block, the first stage's too, has stride 2, so that 224 becomes 7.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return SpikingResNet(entry, timesteps=timesteps).eval()
 
 

@@ -57,7 +57,7 @@ class SpikingNetwork(nn.Module):
 def spiking_network(entry: ZooEntry, *, seed: int, timesteps: int) -> SpikingNetwork:
     """The entry's chain, freshly initialised from the seed, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return _Chain(entry, timesteps).build(parse(entry.notation)).eval()
 
 
@@ -133,9 +133,7 @@ class _Chain:
 
 def neuron_module(neuron: Neuron, timesteps: int) -> LIF:
     """The torch module of a zoo entry's neuron."""
-    return LIF(
-        decay=neuron.decay, threshold=neuron.threshold, surrogate=neuron.surrogate, timesteps=timesteps
-    )
+    return LIF(decay=neuron.decay, threshold=neuron.threshold, surrogate=neuron.surrogate, timesteps=timesteps)
 
 
 def mean_over_time(merged: Tensor, timesteps: int) -> Tensor:

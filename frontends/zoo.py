@@ -227,7 +227,7 @@ _CERTIFY_NETWORKS = (
 _DIGITS = ZooEntry(
     name="digits-conv",
     source="ours",
-    notation="16C3(Encoding)-32C3-AP2-64FC-10FC",
+    notation="16C3(Encoding)-32C3-AP2-128FC-10FC",
     input_shape=_DIGITS_SHAPE,
     batch_norm=True,
 )

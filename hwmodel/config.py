@@ -159,12 +159,8 @@ def load_config(name: str) -> H2LearnConfig:
     if not name.endswith(".toml"):
         preset = presets / f"{name}.toml"
         if not preset.is_file():
-            known = sorted(
-                p.name.removesuffix(".toml") for p in presets.iterdir() if p.name.endswith(".toml")
-            )
-            raise CompileError(
-                f"no preset {name!r}", Loc(name), hint=f"presets: {', '.join(known)}, or FILE.toml"
-            )
+            known = sorted(p.name.removesuffix(".toml") for p in presets.iterdir() if p.name.endswith(".toml"))
+            raise CompileError(f"no preset {name!r}", Loc(name), hint=f"presets: {', '.join(known)}, or FILE.toml")
         return config_from_mapping(tomllib.loads(preset.read_text()), Loc(name))
     loc = Loc(name)
     try:
@@ -198,9 +194,7 @@ def _merged(base: dict[str, object], changes: Mapping[str, object]) -> dict[str,
     for key, value in changes.items():
         old = merged.get(key)
         nested = isinstance(old, dict) and isinstance(value, Mapping)
-        merged[key] = (
-            _merged(cast(dict[str, object], old), cast(Mapping[str, object], value)) if nested else value
-        )
+        merged[key] = _merged(cast(dict[str, object], old), cast(Mapping[str, object], value)) if nested else value
     return merged
 
 

@@ -64,9 +64,7 @@ def load_program(path: Path) -> Program:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
-                raise CompileError(
-                    "is no H2Learn program", loc, hint="make one with: spikec compile MODEL -o OUT"
-                )
+                raise CompileError("is no H2Learn program", loc, hint="make one with: spikec compile MODEL -o OUT")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError) as fault:
         raise CompileError(f"cannot read the program: {fault}", loc, hint="is the file whole?") from fault
@@ -82,9 +80,7 @@ def load_program(path: Path) -> Program:
         raise CompileError(f"the program's header is inconsistent: {fault!r}", loc) from fault
 
 
-def _program(
-    header: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.generic]], loc: Loc
-) -> Program:
+def _program(header: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.generic]], loc: Loc) -> Program:
     streams = {
         Queue(name.removeprefix(_STREAM)): decode(cast(npt.NDArray[np.uint8], array), loc)
         for name, array in arrays.items()
@@ -122,9 +118,7 @@ def _check_tables(program: Program, loc: Loc) -> None:
     constant_roles = {Role.WEIGHT, Role.NEURON}
     expected = {tensor.name for tensor in program.tensors if tensor.role in constant_roles}
     if expected != set(program.constants):
-        raise CompileError(
-            f"constants {sorted(expected ^ set(program.constants))} do not match the table", loc
-        )
+        raise CompileError(f"constants {sorted(expected ^ set(program.constants))} do not match the table", loc)
     for name, array in program.constants.items():
         if array.size != np.prod(named[name].shape):
             raise CompileError(f"constant {name} has {array.size} values, not {named[name].shape}", loc)
@@ -133,9 +127,7 @@ def _check_tables(program: Program, loc: Loc) -> None:
     for queue, stream in program.streams.items():
         bad = next((i for i in stream if i.layer >= len(program.layers)), None)
         if bad is not None:
-            raise CompileError(
-                f"{queue}: instruction of layer {bad.layer}, there are {len(program.layers)}", loc
-            )
+            raise CompileError(f"{queue}: instruction of layer {bad.layer}, there are {len(program.layers)}", loc)
 
 
 def _tensor(item: Mapping[str, object]) -> Tensor:

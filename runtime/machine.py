@@ -93,9 +93,7 @@ class Machine:
             if not progress:
                 raise CompileError("the queues wait for each other", Loc(self._program.name))
 
-    def _advance(
-        self, queue: Queue, stream: tuple[Instruction, ...], at: int, semaphores: dict[int, int]
-    ) -> int:
+    def _advance(self, queue: Queue, stream: tuple[Instruction, ...], at: int, semaphores: dict[int, int]) -> int:
         """Run one queue until it waits or ends; returns its new position."""
         while at < len(stream):
             instruction = stream[at]
@@ -130,9 +128,7 @@ class Machine:
         values = self._banks[Buffer.W, program.w_bank].values.ravel()
         if program.mode is LutMode.CONV:
             taps = self._program.config.forward.taps_per_pe
-            self._lut[queue] = self._engines.program_conv(
-                _f16(values).reshape(program.rows, taps, program.cols)
-            )
+            self._lut[queue] = self._engines.program_conv(_f16(values).reshape(program.rows, taps, program.cols))
         else:
             shape = (program.groups, program.rows, self._program.config.forward.sub_luts, program.cols)
             self._lut[queue] = self._engines.program_fc(_f16(values).reshape(shape))

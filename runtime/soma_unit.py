@@ -105,9 +105,7 @@ class SomaUnit:
         if found is None:
             return
         probes, unit = found
-        for stage, (neuron, probe) in enumerate(
-            zip(self._program.layers[store.layer].neurons, probes, strict=True)
-        ):
+        for stage, (neuron, probe) in enumerate(zip(self._program.layers[store.layer].neurons, probes, strict=True)):
             if not neuron.node:
                 continue
             scale = unit if stage == 0 else (1, 1)

@@ -15,7 +15,7 @@ from compiler.h2learn.tensors import LayerPlan, TensorTable
 from compiler.ir import Encoding, Graph, TensorType
 from compiler.ir.ops import Conv2d, Encode
 from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, PassReport, run_passes
-from hwmodel.check import check
+from hwmodel.checker import check
 from hwmodel.config import H2LearnConfig
 from hwmodel.errors import CompileError
 from hwmodel.program import Host, Layer, NeuronFacts, Program
@@ -45,9 +45,7 @@ def compile_inference(
     if samples < 1:
         raise CompileError(f"batch is {samples}, must be at least 1", graph.input.loc)
     if graph.timesteps < 1:
-        raise CompileError(
-            "the network has no time steps", graph.input.loc, hint="encode the input over time"
-        )
+        raise CompileError("the network has no time steps", graph.input.loc, hint="encode the input over time")
     lowered, reports = run_passes(graph, PASSES, print_after=print_after)
     network = split_layers(lowered)
     tile = (config.tile.h, config.tile.w)

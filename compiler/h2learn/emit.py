@@ -155,9 +155,7 @@ class LayerEmitter:
             ),
         )
 
-    def _load_constant(
-        self, buffer: Buffer, bank: int, tensor: int, row: int, column: int, values: int
-    ) -> Load:
+    def _load_constant(self, buffer: Buffer, bank: int, tensor: int, row: int, column: int, values: int) -> Load:
         return Load(
             layer=self._number,
             buffer=buffer,
@@ -277,9 +275,7 @@ class LayerEmitter:
         reads: list[Resource] = [(buffers.psum, bank)]
         if self._stages:
             values = self._stages * NEURON_FIELDS * output.columns.size
-            load = self._load_constant(
-                buffers.neuron, bank, self._tensors.neuron, output.columns.index, 0, values
-            )
+            load = self._load_constant(buffers.neuron, bank, self._tensors.neuron, output.columns.index, 0, values)
             early.append(self._load(buffers.neuron, bank, load))
             reads.append((buffers.neuron, bank))
         split = len(self._schedule.times) > 1
@@ -294,9 +290,7 @@ class LayerEmitter:
         result = buffers.out if self._soma.fires else buffers.psum
         writes = [(buffers.psum, bank), (result, bank), *(states if state_out else ())]
         for instruction in self._soma.instructions(output, bank, state_in=state_in, state_out=state_out):
-            work.append(
-                self._engine(instruction, reads=(*reads, *(states if state_in else ())), writes=tuple(writes))
-            )
+            work.append(self._engine(instruction, reads=(*reads, *(states if state_in else ())), writes=tuple(writes)))
         if state_out:
             for stage, resource in enumerate(states):
                 move = self._state(Store, output, stage)
@@ -342,7 +336,5 @@ class LayerEmitter:
             flat=False,
         )
 
-    def _engine(
-        self, instruction: Instruction, *, reads: tuple[Resource, ...], writes: tuple[Resource, ...]
-    ) -> Action:
+    def _engine(self, instruction: Instruction, *, reads: tuple[Resource, ...], writes: tuple[Resource, ...]) -> Action:
         return Action(queue=self._schedule.engine, instruction=instruction, reads=reads, writes=writes)

@@ -27,14 +27,10 @@ class SomaEmitter:
         """Whether the layer's output is spikes."""
         return self._stages[-1].fire if self._stages else True
 
-    def instructions(
-        self, output: OutputBlock, bank: int, *, state_in: bool, state_out: bool
-    ) -> Iterator[Instruction]:
+    def instructions(self, output: OutputBlock, bank: int, *, state_in: bool, state_out: bool) -> Iterator[Instruction]:
         """The set-up of the windows, then the Soma over all steps of the block."""
         rows, columns = output.tile.rows, output.tile.columns
-        for slot, (pool, span_h, span_w) in enumerate(
-            zip(self._pools(), rows.pools, columns.pools, strict=True)
-        ):
+        for slot, (pool, span_h, span_w) in enumerate(zip(self._pools(), rows.pools, columns.pools, strict=True)):
             yield self._pool_setup(self._slot(slot), pool, span_h, span_w)
         first = self._stages[0] if self._stages else None
         second = self._stages[1] if len(self._stages) > 1 else None

@@ -137,9 +137,7 @@ def _need(
     region_h = (height - 1) * split.stride[0] + split.kernel_rows
     region_w = (width - 1) * split.stride[1] + split.kernel[1]
     source = steps * nn * region_h * region_w * split.channels_per_block
-    state = sum(
-        nn * size * cols * F16_BYTES for size, _ in zip((height * width, out), constants.stages, strict=False)
-    )
+    state = sum(nn * size * cols * F16_BYTES for size, _ in zip((height * width, out), constants.stages, strict=False))
     weights = split.weight_values * cols * F16_BYTES
     neuron = len(constants.stages) * NEURON_FIELDS * cols * F16_BYTES
     psum = nt * nn * height * width * cols * F16_BYTES

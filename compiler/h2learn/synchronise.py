@@ -51,9 +51,7 @@ def synchronise(actions: Iterable[Action], loc: Loc) -> dict[Queue, tuple[Instru
     for index, action in enumerate(ordered):
         queue, stream = action.queue, streams[action.queue]
         layer = action.instruction.layer
-        stream.extend(
-            Wait(layer=layer, semaphore=semaphores[source, queue]) for source in waits.get(index, ())
-        )
+        stream.extend(Wait(layer=layer, semaphore=semaphores[source, queue]) for source in waits.get(index, ()))
         stream.append(action.instruction)
         stream.extend(
             Signal(layer=layer, semaphore=number)

@@ -85,9 +85,7 @@ class TensorTable:
         self._lives.append(life)
         return len(self._tensors) - 1
 
-    def _value(
-        self, name: str, kind: TensorType, role: Role, layer: int, life: tuple[int, int], steps: int
-    ) -> int:
+    def _value(self, name: str, kind: TensorType, role: Role, layer: int, life: tuple[int, int], steps: int) -> int:
         maps = (kind.size("H"), kind.size("W")) if kind.has("H") else (1, 1)
         tensor = Tensor(
             name=name,

@@ -75,9 +75,7 @@ def _spans(layer: NetworkLayer, axis: str, tile: int) -> list[Span]:
             out = min(after - first, -(-size // stride))
             windows.append(PoolSpan(out=out, top=0, limit=before - at))
             at, size = first, out
-        spans.append(
-            Span(start=start, size=min(step, used - start), pools=tuple(windows), out_start=at, out_size=size)
-        )
+        spans.append(Span(start=start, size=min(step, used - start), pools=tuple(windows), out_start=at, out_size=size))
     return spans
 
 

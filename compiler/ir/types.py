@@ -29,8 +29,7 @@ class TensorType:
 
     def __str__(self) -> str:
         dims = ", ".join(
-            axis if size == axis else f"{axis}={size}"
-            for axis, size in zip(self.axes, self.shape, strict=True)
+            axis if size == axis else f"{axis}={size}" for axis, size in zip(self.axes, self.shape, strict=True)
         )
         return f"{self.dtype}[{dims}]"
 
@@ -56,6 +55,4 @@ class TensorType:
     def without(self, axis: str) -> TensorType:
         """The type after a reduction over one axis."""
         at = self.axes.index(axis)
-        return replace(
-            self, shape=self.shape[:at] + self.shape[at + 1 :], axes=self.axes[:at] + self.axes[at + 1 :]
-        )
+        return replace(self, shape=self.shape[:at] + self.shape[at + 1 :], axes=self.axes[:at] + self.axes[at + 1 :])

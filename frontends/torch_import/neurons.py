@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import Protocol, cast
 
 import torch
@@ -66,16 +68,17 @@ def _(x: Tensor, index: int) -> Tensor:
     return torch.empty_like(x)
 
 
-class _StandIn(nn.Module):
-    """Takes a neuron module's place while the network is traced."""
+def _stand_in(module: nn.Module, index: int) -> nn.Module:
+    """The same neuron, as far as its network can see, with an opaque forward."""
 
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.index = index
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.spikec.neuron(x, self.index)
+    def forward(x: Tensor) -> Tensor:
+        result: Tensor = torch.ops.spikec.neuron(x, index)
         return result
+
+    stand_in = copy.copy(module)
+    stand_in._modules = {}
+    stand_in.forward = forward
+    return stand_in
 
 
 def opaque_copy(module: nn.Module, timesteps: int) -> tuple[nn.Module, tuple[Neuron, ...]]:
@@ -88,7 +91,7 @@ def opaque_copy(module: nn.Module, timesteps: int) -> tuple[nn.Module, tuple[Neu
     for path, child in module.named_modules():
         neuron = _neuron(path or type(child).__name__, child, timesteps)
         if neuron is not None:
-            stand_ins[id(child)] = _StandIn(len(neurons))
+            stand_ins[id(child)] = _stand_in(child, len(neurons))
             neurons.append(neuron)
     return copy.deepcopy(module, stand_ins).eval(), tuple(neurons)
 
@@ -103,8 +106,7 @@ def _neuron(path: str, module: nn.Module, timesteps: int) -> Neuron | None:
     if package.startswith(SPIKINGJELLY_NEURONS) and name in ("LIFNode", "IFNode"):
         return _spikingjelly(path, cast(_SpikingJellyNode, module))
     stateful = any(
-        origin.startswith(SPIKINGJELLY_NEURONS)
-        or (origin.startswith("spikingjelly.") and cls == "MemoryModule")
+        origin.startswith(SPIKINGJELLY_NEURONS) or (origin.startswith("spikingjelly.") and cls == "MemoryModule")
         for origin, cls in origins
     )
     if stateful and name not in SPIKINGJELLY_IDENTITIES:
@@ -114,9 +116,7 @@ def _neuron(path: str, module: nn.Module, timesteps: int) -> Neuron | None:
 
 def _unsupported(path: str, module: nn.Module, hint: str) -> CompileError:
     cls = type(module)
-    return CompileError(
-        f"{path}: neuron {cls.__module__}.{cls.__qualname__} is not supported", Loc(path), hint=hint
-    )
+    return CompileError(f"{path}: neuron {cls.__module__}.{cls.__qualname__} is not supported", Loc(path), hint=hint)
 
 
 def _own(path: str, module: LIF | LI, timesteps: int) -> Neuron:
@@ -200,25 +200,23 @@ def _spikingjelly_surrogate(path: str, function: _SpikingJellySurrogate) -> Surr
     name = type(function).__name__
     if not getattr(function, "spiking", False):
         raise CompileError(f"{path}: surrogate {name} does not emit spikes (spiking=False)", Loc(path))
-    alpha = float(getattr(function, "alpha", 1.0))
-    match name:
-        case "ATan":
-            return Surrogate(kind=SurrogateKind.ATAN, width=1 / alpha, scale=alpha / 2)
-        case "Sigmoid":
-            return Surrogate(kind=SurrogateKind.SIGMOID, width=1 / alpha, scale=alpha / 4)
-        case "SoftSign":
-            return Surrogate(kind=SurrogateKind.FAST_SIGMOID, width=1 / alpha, scale=alpha / 2)
-        case "SuperSpike":
-            return Surrogate(kind=SurrogateKind.SUPERSPIKE, width=1.0, scale=alpha)
-        case "PiecewiseQuadratic":
-            return Surrogate(kind=SurrogateKind.TRIANGLE, width=1 / alpha, scale=alpha)
-        case "PiecewiseExp":
-            return Surrogate(kind=SurrogateKind.EXPONENTIAL, width=1 / alpha, scale=alpha / 2)
-        case "Rect":
-            return Surrogate(kind=SurrogateKind.RECTANGLE, width=0.5 / alpha, scale=alpha)
-        case _:
-            raise CompileError(
-                f"{path}: surrogate {name} is not supported",
-                Loc(path),
-                hint="ATan, Sigmoid, SoftSign, SuperSpike, PiecewiseQuadratic, PiecewiseExp and Rect are",
-            )
+    if name not in _SURROGATES:
+        raise CompileError(
+            f"{path}: surrogate {name} is not supported",
+            Loc(path),
+            hint=f"supported: {', '.join(_SURROGATES)}",
+        )
+    return _SURROGATES[name](float(function.alpha))
+
+
+_SURROGATES: Mapping[str, Callable[[float], Surrogate]] = MappingProxyType(
+    {
+        "ATan": lambda a: Surrogate(kind=SurrogateKind.ATAN, width=1 / a, scale=a / 2),
+        "Sigmoid": lambda a: Surrogate(kind=SurrogateKind.SIGMOID, width=1 / a, scale=a / 4),
+        "SoftSign": lambda a: Surrogate(kind=SurrogateKind.FAST_SIGMOID, width=1 / a, scale=a / 2),
+        "SuperSpike": lambda a: Surrogate(kind=SurrogateKind.SUPERSPIKE, width=1.0, scale=a),
+        "PiecewiseQuadratic": lambda a: Surrogate(kind=SurrogateKind.TRIANGLE, width=1 / a, scale=a),
+        "PiecewiseExp": lambda a: Surrogate(kind=SurrogateKind.EXPONENTIAL, width=1 / a, scale=a / 2),
+        "Rect": lambda a: Surrogate(kind=SurrogateKind.RECTANGLE, width=0.5 / a, scale=a),
+    }
+)

@@ -18,8 +18,11 @@ _FRAME = re.compile(r'File "(.+)", line (\d+), in ')
 _LIBRARIES = ("site-packages", "dist-packages", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 # Operators whose result may share memory with their first argument.
 _ALIASING = frozenset(
-    "alias contiguous detach dropout expand feature_dropout flatten reshape select squeeze to transpose "
-    "unflatten unsqueeze view".split()
+    f"aten.{op}"
+    for op in (
+        *("alias", "contiguous", "detach", "dropout", "expand", "feature_dropout", "flatten", "reshape"),
+        *("select", "squeeze", "to", "transpose", "unflatten", "unsqueeze", "view"),
+    )
 )
 
 
@@ -179,7 +182,7 @@ def _check_in_place(calls: tuple[Call, ...]) -> None:
     """Refuse an in-place call whose overwritten value, or a view of it, is read later."""
     position = {call.node: index for index, call in enumerate(calls)}
     for index, call in enumerate(calls):
-        if not call.op.split(".")[-2:][0].endswith("_"):
+        if not call.op.rpartition(".")[0].endswith("_") or call.op == "aten.detach_.default":
             continue
         overwritten = _sharing(call.node.all_input_nodes[0], calls)
         late = {user for node in overwritten for user in node.users if position.get(user, len(calls)) > index}
@@ -203,5 +206,5 @@ def _sharing(node: fx.Node, calls: tuple[Call, ...]) -> set[fx.Node]:
 
 def _views(calls: tuple[Call, ...]) -> Iterator[tuple[fx.Node, fx.Node]]:
     for call in calls:
-        if call.op.startswith("aten.") and call.op.split(".")[1] in _ALIASING:
+        if call.op.rpartition(".")[0] in _ALIASING:
             yield call.node.all_input_nodes[0], call.node

@@ -1,6 +1,6 @@
 """TensorIR kernel of the Backward Engine in dense mode."""
 
-# ruff: noqa: B023, PLR0917
+# ruff: noqa: B023
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 # A TensorIR function is parsed, not run: it cannot call, so it is long; its lambdas expand in place.
 
@@ -57,12 +57,8 @@ def accumulate_dense_kernel(channels: int, cols: int) -> Kernel:
                                     * W[tap, c, b * lanes + v]
                                 )
                     for v in T.vectorized(lanes):
-                        base[v] = T.if_then_else(
-                            init == 0, S[line // HO, line % HO, ox, b * lanes + v], T.float16(0)
-                        )
+                        base[v] = T.if_then_else(init == 0, S[line // HO, line % HO, ox, b * lanes + v], T.float16(0))
                     for v in T.vectorized(lanes):
-                        S[line // HO, line % HO, ox, b * lanes + v] = base[v] + pairwise(
-                            lambda c: acc[c, v], channels
-                        )
+                        S[line // HO, line % HO, ox, b * lanes + v] = base[v] + pairwise(lambda c: acc[c, v], channels)
 
     return compiled(accumulate_dense)

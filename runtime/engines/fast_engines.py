@@ -83,7 +83,7 @@ class FastEngines:
         assert lut.shape[1] == self.array_rows
         accumulate_fc_kernel(self.array_rows)(lut, _writeable(spikes), psum, int(init))
 
-    def accumulate_dense(  # noqa: PLR0917
+    def accumulate_dense(
         self,
         x: F16,
         weights: F16,
@@ -110,9 +110,7 @@ class FastEngines:
             int(init),
         )
 
-    def soma(
-        self, x: F16 | U8, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...], probe: bool
-    ) -> SomaResult:
+    def soma(self, x: F16 | U8, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...], probe: bool) -> SomaResult:
         """See `Engines`."""
         assert params.shape[0] == len(state) == len(plan.neurons)
         bad = np.zeros(1, np.int32)
@@ -142,7 +140,7 @@ def _writeable(array: Values) -> Values:
     return array if array.flags.writeable else array.copy()
 
 
-def _stage(  # noqa: PLR0917
+def _stage(
     x: F16 | U8,
     pool: Pool | None,
     neuron: Neuron,
@@ -161,9 +159,7 @@ def _stage(  # noqa: PLR0917
     mask = np.empty((steps, sites, channels) if probe else unused, np.uint8)
     last = np.empty((sites, channels), np.float16)
     geometry, reciprocals = NO_POOL if pool is None else pool_geometry(pool)
-    stage_kernel(
-        x.dtype.name, channels, neuron, pool and pool.kind, pool is not None and pool.include_pad, probe
-    )(
+    stage_kernel(x.dtype.name, channels, neuron, pool and pool.kind, pool is not None and pool.include_pad, probe)(
         x,
         params,
         np.empty((1, channels), np.float16) if state is None else _writeable(state).reshape(sites, channels),

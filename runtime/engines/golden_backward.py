@@ -9,7 +9,7 @@ from runtime.engines.golden_forward import accumulate_tree
 from runtime.engines.soma_plan import F16
 
 
-def accumulate_dense(  # noqa: PLR0917
+def accumulate_dense(
     x: F16, weights: F16, window: Window, kernel_rows: int, psum: F16, init: bool, dense_rows: int
 ) -> None:
     """Multiply, round, add, round: tap after tap; then add the channels."""

@@ -42,7 +42,7 @@ class GoldenEngines:
         with np.errstate(all="ignore"):
             golden_forward.accumulate_fc(lut, spikes, psum, init, self.array_rows)
 
-    def accumulate_dense(  # noqa: PLR0917
+    def accumulate_dense(
         self,
         x: F16,
         weights: F16,
@@ -57,9 +57,7 @@ class GoldenEngines:
         with np.errstate(all="ignore"):
             golden_backward.accumulate_dense(x, weights, window, kernel_rows, psum, init, self.dense_rows)
 
-    def soma(
-        self, x: F16 | U8, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...], probe: bool
-    ) -> SomaResult:
+    def soma(self, x: F16 | U8, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...], probe: bool) -> SomaResult:
         """See `Engines`."""
         with np.errstate(all="ignore"):
             return golden_soma.soma(x, plan, params, state, probe)

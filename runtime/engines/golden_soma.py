@@ -22,7 +22,7 @@ from runtime.engines.soma_plan import (
 def pool_window(pool: Pool, oy: int, ox: int, height: int, width: int) -> tuple[slice, slice, int]:
     """Valid rows and columns of one output position, and the divisor of its average."""
     y0, x0 = pool.top + oy * pool.stride_h, pool.left + ox * pool.stride_w
-    y1, x1 = y0 + pool.kernel_h, min(x0 + pool.kernel_w, pool.limit_w)
+    y1, x1 = min(y0 + pool.kernel_h, pool.limit_h), min(x0 + pool.kernel_w, pool.limit_w)
     rows, columns = slice(max(y0, 0), min(y1, height)), slice(max(x0, 0), min(x1, width))
     valid = (rows.stop - rows.start) * (columns.stop - columns.start)
     assert min(rows.stop - rows.start, columns.stop - columns.start) > 0, "a pooling window holds no data"
@@ -71,9 +71,7 @@ def _after_spike(m: F16, params: F16, reset: Reset) -> F16:
             return m
 
 
-def stage(
-    x: F16, pool: Pool | None, neuron: Neuron, params: F16, state: F16 | None
-) -> tuple[StageProbe, F16, bool]:
+def stage(x: F16, pool: Pool | None, neuron: Neuron, params: F16, state: F16 | None) -> tuple[StageProbe, F16, bool]:
     """One neuron stage over all steps: what it computed, its last state, and whether all was finite."""
     finite = True
     if neuron.has_pre_bias:

@@ -1,6 +1,6 @@
 """TensorIR kernels of the Forward Engine: LUT programming, window patterns, look-up and accumulation."""
 
-# ruff: noqa: B023, PLR0912, PLR0917
+# ruff: noqa: B023, PLR0912
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 # A TensorIR function is parsed, not run: it cannot call, so it is long; its lambdas expand in place.
 
@@ -41,14 +41,10 @@ def program_conv_kernel(cols: int) -> Kernel:
                         L[r, s, 1, b * lanes + v] = L[r, s, 0, b * lanes + v] + W[r, 3 * s, b * lanes + v]
                     for j in T.unroll(2):
                         for v in T.vectorized(lanes):
-                            L[r, s, 2 + j, b * lanes + v] = (
-                                L[r, s, j, b * lanes + v] + W[r, 3 * s + 1, b * lanes + v]
-                            )
+                            L[r, s, 2 + j, b * lanes + v] = L[r, s, j, b * lanes + v] + W[r, 3 * s + 1, b * lanes + v]
                     for j in T.unroll(4):
                         for v in T.vectorized(lanes):
-                            L[r, s, 4 + j, b * lanes + v] = (
-                                L[r, s, j, b * lanes + v] + W[r, 3 * s + 2, b * lanes + v]
-                            )
+                            L[r, s, 4 + j, b * lanes + v] = L[r, s, j, b * lanes + v] + W[r, 3 * s + 2, b * lanes + v]
 
     return compiled(program_conv)
 
@@ -59,16 +55,11 @@ def channel_indices_kernel(kernel_h: int, kernel_w: int, rows: int) -> Kernel:
     vectors = rows // WIDE
 
     def pattern(spike: Callable[[int, int], Expr]) -> Expr:
-        bits = [
-            T.Cast("uint16", spike(*divmod(tap, kernel_w))) << T.uint16(tap)
-            for tap in range(kernel_h * kernel_w)
-        ]
+        bits = [T.Cast("uint16", spike(*divmod(tap, kernel_w))) << T.uint16(tap) for tap in range(kernel_h * kernel_w)]
         return functools.reduce(T.bitwise_or, bits)
 
     @T.prim_func(s_tir=True)
-    def channel_indices(
-        spikes: T.handle, patterns: T.handle, stride_h: T.int64, stride_w: T.int64, first: T.int64
-    ):
+    def channel_indices(spikes: T.handle, patterns: T.handle, stride_h: T.int64, stride_w: T.int64, first: T.int64):
         T.func_attr({"tirx.noalias": True})
         N, HI, WI, C, HO, WO = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         X = T.match_buffer(spikes, (N, HI, WI, C), "uint8", align=4)
@@ -161,9 +152,7 @@ def accumulate_kernel(rows: int, expand: bool, whole: bool) -> Kernel:
         index = T.Cast("int32", pattern)
         if expand:
             return table[row, index, v]
-        first, second, third = (
-            table[row, 8 * s + T.bitwise_and(T.shift_right(index, 3 * s), 7), v] for s in range(3)
-        )
+        first, second, third = (table[row, 8 * s + T.bitwise_and(T.shift_right(index, 3 * s), 7), v] for s in range(3))
         return (first + second) + third
 
     @T.prim_func(s_tir=True)
@@ -209,9 +198,7 @@ def accumulate_kernel(rows: int, expand: bool, whole: bool) -> Kernel:
                     for p in range(count):
                         for v in T.vectorized(LANES):
                             part[full, p, v] = pairwise(
-                                lambda r: pe_sum(
-                                    table, full * BLOCK + r, IDX[start + p, full * BLOCK + r], v
-                                ),
+                                lambda r: pe_sum(table, full * BLOCK + r, IDX[start + p, full * BLOCK + r], v),
                                 rest,
                             )
                 for p in range(count):

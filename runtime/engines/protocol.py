@@ -58,7 +58,7 @@ class Engines(Protocol):
         """
         ...
 
-    def accumulate_dense(  # noqa: PLR0917
+    def accumulate_dense(
         self,
         x: F16,
         weights: F16,
@@ -78,9 +78,7 @@ class Engines(Protocol):
         """
         ...
 
-    def soma(
-        self, x: F16 | U8, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...], probe: bool
-    ) -> SomaResult:
+    def soma(self, x: F16 | U8, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...], probe: bool) -> SomaResult:
         """Neurons and pooling over all steps of a tile; per stage, every line one rounded operation:
 
         x = x + pre_bias, pool, x = x * scale, x = x + bias (each if the stage has it);

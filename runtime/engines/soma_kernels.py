@@ -1,6 +1,6 @@
 """TensorIR kernel of one Soma stage: pooling, neuron update over all steps, gradient mask."""
 
-# ruff: noqa: PLR0912, PLR0915, PLR0917
+# ruff: noqa: PLR0912, PLR0915
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 # A TensorIR function is parsed, not run: it cannot call, so it is long; its lambdas expand in place.
 
@@ -135,9 +135,7 @@ def stage_kernel(
                             a[v] = T.float16(0)
                         for k in range(valid_h * valid_w):
                             for v in T.vectorized(lanes):
-                                e[v] = T.Cast(
-                                    "float16", X[t, n, top + k // valid_w, left + k % valid_w, b * lanes + v]
-                                )
+                                e[v] = T.Cast("float16", X[t, n, top + k // valid_w, left + k % valid_w, b * lanes + v])
                             if pre_bias:
                                 for v in T.vectorized(lanes):
                                     e[v] = e[v] + PA[int(Param.PRE_BIAS), b * lanes + v]
@@ -151,9 +149,7 @@ def stage_kernel(
                                     a[v] = T.Select(tirx.Or(k == 0, e[v] > a[v]), e[v], a[v])
                         if pool is PoolKind.AVG:
                             for v in T.vectorized(lanes):
-                                a[v] = rounded(
-                                    a[v] * RE[(y1 - y0) * (x1 - x0) if include_pad else valid_h * valid_w]
-                                )
+                                a[v] = rounded(a[v] * RE[(y1 - y0) * (x1 - x0) if include_pad else valid_h * valid_w])
                     if scale:
                         for v in T.vectorized(lanes):
                             a[v] = rounded(a[v] * PA[int(Param.SCALE), b * lanes + v])

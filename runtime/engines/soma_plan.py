@@ -123,9 +123,7 @@ class SomaPlan:
     @property
     def spiking(self) -> bool:
         """Whether the output is spikes rather than membrane potentials."""
-        return (
-            self.stage2.fire if self.stage2 is not None else self.pool2 is not None or self.neurons[-1].fire
-        )
+        return self.stage2.fire if self.stage2 is not None else self.pool2 is not None or self.neurons[-1].fire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

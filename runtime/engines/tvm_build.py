@@ -21,7 +21,7 @@ import tvm  # noqa: E402
 from tvm import tirx  # noqa: E402
 from tvm.script import tirx as T  # noqa: E402, N812
 
-__all__ = ["Buffer", "Expr", "Kernel", "T", "compiled", "rounded", "tirx", "vector_lanes"]
+__all__ = ["Buffer", "Expr", "Kernel", "T", "compiled", "rounded", "tirx", "tvm", "vector_lanes"]
 
 Expr = tirx.Expr
 Buffer = tirx.Buffer

@@ -107,9 +107,7 @@ def test_fashion_reads_idx_files(cache: Path, form: str) -> None:
 
 def test_mnist_refuses_other_bytes_than_the_pinned(cache: Path) -> None:
     write_idx(cache / "mnist", np.zeros((2, 28, 28), dtype=np.uint8), np.zeros(2, dtype=np.uint8))
-    with pytest.raises(
-        CompileError, match=r"train-images-idx3-ubyte: error: sha256 is .* not ba891046e6505d7a"
-    ):
+    with pytest.raises(CompileError, match=r"train-images-idx3-ubyte: error: sha256 is .* not ba891046e6505d7a"):
         load("mnist", split=Split.TRAIN)
 
 

@@ -127,9 +127,7 @@ def test_divergence_names_the_epoch() -> None:
     assert caught.value.hint == "lower the learning rate"
 
 
-@pytest.mark.parametrize(
-    ("epochs", "batch", "lr"), [(0, 8, 1e-3), (1, 0, 1e-3), (1, 8, 0.0), (1, 8, float("nan"))]
-)
+@pytest.mark.parametrize(("epochs", "batch", "lr"), [(0, 8, 1e-3), (1, 0, 1e-3), (1, 8, 0.0), (1, 8, float("nan"))])
 def test_settings_out_of_range(epochs: int, batch: int, lr: float) -> None:
     with pytest.raises(CompileError, match="must be positive"):
         train(tiny(), stripes(8, 0), stripes(8, 1), epochs=epochs, batch=batch, lr=lr, seed=0)
@@ -156,5 +154,6 @@ def test_recipes_reach_their_accuracy(name: str, floor: float, seed: int) -> Non
         seed=seed,
         shift=recipe.shift,
         loss=recipe.loss,
+        threads=recipe.threads,
     )
     assert result.accuracy_test >= floor

@@ -39,6 +39,8 @@ class Site:
         array = self.parameters[param.name]
         if array.ndim != ndim:
             raise self.fail(f"parameter {param} has {array.ndim} axes, {ndim} are needed")
+        if not array.size:
+            raise self.fail(f"parameter {param} {array.shape} is empty")
         return array
 
     def channels(self, value: Number, channels: int, what: str) -> Array:
@@ -46,8 +48,16 @@ class Site:
 
         Raises: CompileError if the array's length is not the channel count.
         """
+        return np.full(channels, self.values(value, channels, what), np.float32)
+
+    def values(self, value: Number, channels: int, what: str) -> Array:
+        """The one value of a scalar, or a per-channel number's values; what a check needs to look at.
+
+        Raises: CompileError if the array's length is not the channel count.
+        """
         if not isinstance(value, Param):
-            return np.full(channels, value, np.float32)
+            with np.errstate(over="ignore"):  # infinite in f32 then, which the checks refuse
+                return np.array([value], np.float32)
         array = self.array(value, 1)
         if len(array) != channels:
             raise self.fail(f"{what} {value} has {len(array)} values for {channels} channels")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from compiler.ir.ops.base import Array, Op, Site, image, window_extent
+import numpy as np
+
+from compiler.ir.ops.base import Op, Site, image, window_extent
 from compiler.ir.types import DType, TensorType
 from compiler.ir.values import Number, Param
 
@@ -30,9 +32,7 @@ class Conv2d(Op):
         x = image(inputs[0], site)
         out, per_group, kernel_h, kernel_w = site.array(self.weight, 4).shape
         if min(self.stride) < 1 or min(self.padding) < 0 or self.groups < 1:
-            raise site.fail(
-                f"stride {self.stride}, padding {self.padding}, groups {self.groups} out of range"
-            )
+            raise site.fail(f"stride {self.stride}, padding {self.padding}, groups {self.groups} out of range")
         if out % self.groups or per_group * self.groups != x.size("C"):
             raise site.fail(
                 f"weight {self.weight} {(out, per_group, kernel_h, kernel_w)} with {self.groups} groups "
@@ -88,7 +88,7 @@ class BatchNorm(Op):
         (x,) = inputs
         for param in (self.weight, self.bias, self.mean, self.var):
             site.channels(param, x.size("C"), "batch norm")
-        if not self.eps >= 0.0 or float(site.array(self.var, 1).min()) + self.eps <= 0.0:
+        if not 0.0 <= self.eps < math.inf or float(site.array(self.var, 1).min()) + self.eps <= 0.0:
             raise site.fail(f"variance {self.var} plus eps {self.eps} is not positive")
         return x.of(DType.F32)
 
@@ -116,8 +116,7 @@ class Scale(Op):
 
     def infer(self, inputs: tuple[TensorType, ...], site: Site) -> TensorType:
         (x,) = inputs
-        factor: Array = site.channels(self.factor, x.size("C"), "factor")
-        if not all(math.isfinite(value) for value in factor):
+        if not np.isfinite(site.values(self.factor, x.size("C"), "factor")).all():
             raise site.fail("factor is not finite")
         return x.of(DType.F32)
 

@@ -52,6 +52,8 @@ class Lif(Op):
             _finite(getattr(self, what), x.size("C"), what, site)
         if not self.surrogate.width > 0.0 or not np.isfinite(self.surrogate.width):
             raise site.fail(f"surrogate width is {self.surrogate.width}, must be positive and finite")
+        if not np.isfinite((self.surrogate.scale, self.surrogate.offset)).all():
+            raise site.fail("surrogate scale and offset must be finite")
         return x.of(DType.SPIKE)
 
 
@@ -84,7 +86,7 @@ def _sequence(x: TensorType, site: Site) -> TensorType:
 
 
 def _check_decay(decay: Number, channels: int, site: Site) -> None:
-    values = site.channels(decay, channels, "decay")
+    values = site.values(decay, channels, "decay")
     outside = values[~((values >= 0.0) & (values <= 1.0))]
     if outside.size:
         raise site.fail(
@@ -94,5 +96,5 @@ def _check_decay(decay: Number, channels: int, site: Site) -> None:
 
 
 def _finite(value: Number, channels: int, what: str, site: Site) -> None:
-    if not np.isfinite(site.channels(value, channels, what)).all():
+    if not np.isfinite(site.values(value, channels, what)).all():
         raise site.fail(f"{what} is not finite")

@@ -64,9 +64,7 @@ class Encode(Op):
             raise site.fail("encodes a real-valued input, got spikes")
         draws = (self.seed is not None) + (self.mask is not None)
         if draws != (1 if self.kind is Encoding.BERNOULLI else 0):
-            raise site.fail(
-                f"{self.kind} encoding with {draws} of seed and mask", "bernoulli needs exactly one"
-            )
+            raise site.fail(f"{self.kind} encoding with {draws} of seed and mask", "bernoulli needs exactly one")
         if self.mask is not None:
             shape = site.array(self.mask, len(x.shape) + 1).shape
             if shape[0] != self.timesteps or tuple(x.shape[1:]) != shape[2:]:

@@ -63,9 +63,7 @@ def test_golden_convolution_is_exact_on_dyadic_weights(
 
 @settings(max_examples=25, deadline=None)
 @given(window=windows(), channels=st.integers(1, 70), margin=st.integers(0, 2), seed=seeds, data=st.data())
-def test_fast_patterns_equal_golden(
-    window: Window, channels: int, margin: int, seed: int, data: st.DataObject
-) -> None:
+def test_fast_patterns_equal_golden(window: Window, channels: int, margin: int, seed: int, data: st.DataObject) -> None:
     total = channels * window.pieces
     first = data.draw(st.integers(0, total - 1))
     rows = data.draw(st.integers(1, min(64, total - first)))
@@ -135,9 +133,7 @@ def test_a_tree_is_not_a_running_sum() -> None:
     kind=kinds,
     seed=seeds,
 )
-def test_fast_fc_equals_golden(  # noqa: PLR0917
-    array_rows: int, groups: int, batch: int, cols: int, kind: Values, seed: int
-) -> None:
+def test_fast_fc_equals_golden(array_rows: int, groups: int, batch: int, cols: int, kind: Values, seed: int) -> None:
     slow, quick = golden(array_rows=array_rows), fast(array_rows=array_rows)
     weights = f16(seed, (groups, array_rows, 3, cols), kind)
     lut = quick.program_fc(weights)

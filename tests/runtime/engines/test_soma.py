@@ -28,9 +28,7 @@ from runtime.engines import (
 from tests.runtime.engines.fp16_values import Values, assert_same_bits, f16, kinds, seeds, spikes
 
 GOLDEN, FAST = golden(), fast()
-PLAIN = Neuron(
-    reset=Reset.HARD, compare=Compare.GE, fire=True, has_pre_bias=False, has_scale=False, has_bias=False
-)
+PLAIN = Neuron(reset=Reset.HARD, compare=Compare.GE, fire=True, has_pre_bias=False, has_scale=False, has_bias=False)
 
 
 def neurons(fire: st.SearchStrategy[bool]) -> st.SearchStrategy[Neuron]:
@@ -146,9 +144,7 @@ def test_spikes_from_memory(size: tuple[int, int], seed: int, data: st.DataObjec
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)), ceil_mode=st.booleans(), seed=seeds, data=st.data()
-)
+@given(size=st.tuples(st.integers(1, 9), st.integers(1, 9)), ceil_mode=st.booleans(), seed=seeds, data=st.data())
 def test_pooling_geometry_is_that_of_torch(
     size: tuple[int, int], ceil_mode: bool, seed: int, data: st.DataObject
 ) -> None:

@@ -23,9 +23,7 @@ def outputs() -> list[bytes]:
     dense = np.zeros((7, 8, 8, 16), np.float16)
     x, weights = f16(5, (7, 10, 10, 3), Values.NORMAL), f16(6, (9, 3, 16), Values.NORMAL)
     engines.accumulate_dense(x, weights, window, 0, 3, dense, True)
-    neuron = Neuron(
-        reset=Reset.SOFT, compare=Compare.GE, fire=True, has_pre_bias=False, has_scale=True, has_bias=True
-    )
+    neuron = Neuron(reset=Reset.SOFT, compare=Compare.GE, fire=True, has_pre_bias=False, has_scale=True, has_bias=True)
     params = f16(7, (1, 9, 16), Values.NORMAL)
     soma = engines.soma(psum.reshape(7, 1, 8, 8, 16), SomaPlan(stage1=neuron), params, (None,), False)
     assert soma.spikes is not None

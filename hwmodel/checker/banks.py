@@ -1,0 +1,228 @@
+"""Checks what stands in the on-chip banks: sizes, shapes and formats that each instruction needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwmodel.isa import Buffer, ConvTile, FcTile, Load, LutMode, LutProgram, PoolKind, PoolSetup, Queue, Soma
+from hwmodel.program import Format, Program
+
+NEURON_FIELDS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """Shape and format of a bank's content: (nt, nn, h, w, channels)."""
+
+    format: Format
+    nt: int
+    nn: int
+    h: int
+    w: int
+    nc: int
+    flat: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the bank."""
+        elements = self.nt * self.nn * self.h * self.w * self.nc
+        return -(-elements // 8) if self.format is Format.S1 else 2 * elements
+
+    def __str__(self) -> str:
+        return f"{self.format} ({self.nt}, {self.nn}, {self.h}, {self.w}, {self.nc})"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBanks:
+    """The buffers of an engine."""
+
+    source: Buffer
+    weights: Buffer
+    psum: Buffer
+    out: Buffer
+    neuron: Buffer
+    state: Buffer
+
+
+ENGINES = {
+    Queue.FE: EngineBanks(Buffer.S_IN, Buffer.W, Buffer.PSUM, Buffer.S_OUT, Buffer.NEURON, Buffer.STATE),
+    Queue.BE: EngineBanks(Buffer.BE_IN, Buffer.BE_W, Buffer.BE_PSUM, Buffer.BE_OUT, Buffer.BE_NEURON, Buffer.BE_STATE),
+}
+
+Place = tuple[Buffer, int]
+
+
+class BankError(Exception):
+    """What an instruction needs and does not find; turned into one line of the checker's report."""
+
+
+class BankRules:
+    """Effects of engine instructions on the banks; raises BankError where a need is not met."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._config = program.config
+        self.contents: dict[Place, Content] = {}
+        self._lut: LutProgram | None = None
+        self._pools: dict[tuple[Queue, int], PoolSetup] = {}
+
+    def put(self, place: Place, content: Content) -> None:
+        """Fill a bank."""
+        limit = self._config.bank_bytes(place[0])
+        if content.size_bytes > limit:
+            raise BankError(f"{content} is {content.size_bytes} bytes, a bank of {place[0]} holds {limit}")
+        self.contents[place] = content
+
+    def need(self, place: Place) -> Content:
+        """The content of a bank that must have one."""
+        if place not in self.contents:
+            raise BankError(f"reads bank {place[1]} of {place[0]}, which nothing was written to")
+        return self.contents[place]
+
+    def load(self, load: Load) -> None:
+        """The bank after a DMA load."""
+        tensor = self._program.tensors[load.tensor]
+        h, w = (1, 1) if load.flat else (load.h, load.w)
+        content = Content(format=tensor.format, nt=load.nt, nn=load.nn, h=h, w=w, nc=load.nc, flat=load.flat)
+        self.put((load.buffer, load.bank), content)
+
+    def lut_program(self, program: LutProgram) -> None:
+        """The sub-LUTs after programming."""
+        forward = self._config.forward
+        _limit(program.rows, forward.rows, "rows")
+        _limit(program.cols, forward.cols, "cols")
+        per_row = forward.taps_per_pe
+        if program.mode is LutMode.FC:
+            _limit(program.groups, forward.lut_entries, "groups")
+            per_row = program.groups * forward.sub_luts
+        self._weights(self.need((Buffer.W, program.w_bank)), program.rows * per_row * program.cols)
+        self._lut = program
+
+    def conv_tile(self, queue: Queue, tile: ConvTile) -> None:
+        """Source, weights and partial sums of a convolution's grid iteration."""
+        banks = ENGINES[queue]
+        source = self.need((banks.source, tile.src_bank))
+        kernel_rows = tile.tap_rows if queue is Queue.BE else tile.kernel_h
+        region = ((tile.h - 1) * tile.stride_h + kernel_rows, (tile.w - 1) * tile.stride_w + tile.kernel_w)
+        steps = 1 if tile.hold else tile.nt
+        if (source.h, source.w) != region or (source.nt, source.nn) != (steps, tile.nn) or source.flat:
+            raise BankError(f"needs a region {region} of {steps} steps and {tile.nn} samples, finds {source}")
+        if queue is Queue.BE:
+            self._dense_conv(tile, source, banks)
+        else:
+            self._lut_conv(tile, source)
+        self._accumulate(banks, tile, steps, tile.h, tile.w)
+
+    def _lut_conv(self, tile: ConvTile, source: Content) -> None:
+        pieces = -(-tile.kernel_h * tile.kernel_w // self._config.forward.taps_per_pe)
+        channels = (tile.first_piece + tile.rows - 1) // pieces + 1
+        if source.format is not Format.S1 or source.nc != channels:
+            raise BankError(f"needs spikes of {channels} channels, finds {source}")
+        if self._lut is None or self._lut.mode is not LutMode.CONV:
+            raise BankError("the LUTs are not programmed for a convolution")
+        if (self._lut.rows, self._lut.cols) != (tile.rows, tile.cols):
+            raise BankError(f"the LUTs hold {self._lut.rows} x {self._lut.cols} PEs, not {tile.rows} x {tile.cols}")
+
+    def _dense_conv(self, tile: ConvTile, source: Content, banks: EngineBanks) -> None:
+        backward = self._config.backward
+        _limit(tile.rows, backward.rows, "rows")
+        _limit(tile.cols, backward.cols, "cols")
+        if tile.tap_row0 + tile.tap_rows > tile.kernel_h or tile.tap_rows < 1:
+            raise BankError(f"kernel rows {tile.tap_row0} to {tile.tap_row0 + tile.tap_rows} of {tile.kernel_h}")
+        if source.format is not Format.FP16 or source.nc != tile.rows:
+            raise BankError(f"needs real values of {tile.rows} channels, finds {source}")
+        weights = self.need((banks.weights, tile.w_bank))
+        self._weights(weights, tile.tap_rows * tile.kernel_w * tile.rows * tile.cols)
+        _limit(2 * source.h * source.w, backward.pe_tile_bytes // 2, "bytes of a PE's tile")
+        _limit(2 * tile.h * tile.w, backward.pe_psum_bytes * backward.pe_group, "bytes of partial sums")
+
+    def fc_tile(self, queue: Queue, tile: FcTile) -> None:
+        """Source, weights and partial sums of a linear layer's grid iteration."""
+        banks = ENGINES[queue]
+        source = self.need((banks.source, tile.src_bank))
+        steps = 1 if tile.hold else tile.nt
+        if not source.flat or (source.nt, source.nn, source.nc) != (steps, tile.nn, tile.inputs):
+            raise BankError(f"needs {tile.inputs} inputs of {steps} steps and {tile.nn} samples, finds {source}")
+        if queue is Queue.BE:
+            backward = self._config.backward
+            _limit(tile.inputs, backward.rows, "inputs")
+            _limit(tile.cols, backward.cols, "cols")
+            self._weights(self.need((banks.weights, tile.w_bank)), tile.inputs * tile.cols)
+            if source.format is not Format.FP16:
+                raise BankError(f"needs real values, finds {source}")
+        else:
+            lut = self._lut
+            if lut is None or lut.mode is not LutMode.FC:
+                raise BankError("the LUTs do not hold a linear layer's weights")
+            if (lut.rows, lut.groups, lut.cols) != (tile.rows, tile.groups, tile.cols):
+                raise BankError(f"the LUTs hold {lut.groups} groups of {lut.rows} x {lut.cols} PEs")
+            _limit(tile.inputs, tile.groups * tile.rows * self._config.forward.sub_luts, "inputs")
+            if source.format is not Format.S1:
+                raise BankError(f"needs spikes, finds {source}")
+        self._accumulate(banks, tile, steps, 1, 1)
+
+    def _accumulate(self, banks: EngineBanks, tile: ConvTile | FcTile, steps: int, h: int, w: int) -> None:
+        place = (banks.psum, tile.dst_bank)
+        content = Content(format=Format.FP16, nt=steps, nn=tile.nn, h=h, w=w, nc=tile.cols)
+        if tile.accumulate and self.need(place) != content:
+            raise BankError(f"accumulates {content} onto {self.contents[place]}")
+        full = Content(format=Format.FP16, nt=tile.nt, nn=tile.nn, h=h, w=w, nc=tile.cols)
+        self.put(place, full)
+        self.contents[place] = content
+
+    def _weights(self, weights: Content, values: int) -> None:
+        if weights.format is not Format.FP16 or weights.nc != values:
+            raise BankError(f"needs {values} weights, finds {weights}")
+
+    def pool_setup(self, queue: Queue, setup: PoolSetup) -> None:
+        """Windows for the Soma."""
+        if setup.slot not in (1, 2):
+            raise BankError(f"pooling slot {setup.slot} does not exist")
+        if min(setup.kernel_h, setup.kernel_w, setup.stride_h, setup.stride_w, setup.out_h, setup.out_w) < 1:
+            raise BankError("pooling windows of no size")
+        self._pools[queue, setup.slot] = setup
+
+    def soma(self, queue: Queue, soma: Soma) -> None:
+        """Input, parameters, states and results of the Soma."""
+        banks = ENGINES[queue]
+        x = self.need((banks.psum, soma.psum_bank))
+        want = (soma.nn, soma.h, soma.w, soma.cols)
+        if (x.nn, x.h, x.w, x.nc) != want or x.nt not in (1, soma.nt):
+            raise BankError(f"needs {soma.nt} steps of {want}, finds {x}")
+        stages = soma.present1 + soma.present2
+        if stages:
+            self._weights(self.need((banks.neuron, soma.neuron_bank)), stages * NEURON_FIELDS * soma.cols)
+        elif soma.pool2 is PoolKind.NONE:
+            raise BankError("has neither a neuron nor pooling")
+        h1, w1 = self._pooled(queue, 1, soma.pool1, soma.h, soma.w)
+        h2, w2 = self._pooled(queue, 2, soma.pool2, h1, w1)
+        sizes = [(h1, w1), (h2, w2)] if soma.present1 else [(h2, w2)]
+        states = [Content(format=Format.FP16, nt=1, nn=soma.nn, h=h, w=w, nc=soma.cols) for h, w in sizes[:stages]]
+        for stage, state in enumerate(states):
+            if soma.state_in and self.need((banks.state, stage)) != state:
+                raise BankError(f"needs state {state}, finds {self.contents[banks.state, stage]}")
+            if soma.state_out:
+                self.put((banks.state, stage), state)
+        fires = soma.fire2 if soma.present2 else (soma.fire1 or not soma.present1)
+        kind = Format.S1 if fires else Format.FP16
+        out = Content(format=kind, nt=soma.nt, nn=soma.nn, h=h2, w=w2, nc=soma.cols)
+        self.put((banks.out, soma.out_bank) if fires else (banks.psum, soma.psum_bank), out)
+
+    def _pooled(self, queue: Queue, slot: int, kind: PoolKind, h: int, w: int) -> tuple[int, int]:
+        if kind is PoolKind.NONE:
+            return h, w
+        setup = self._pools.get((queue, slot))
+        if setup is None:
+            raise BankError(f"pools with the windows of slot {slot}, which were not set up")
+        starts = (
+            setup.top + (setup.out_h - 1) * setup.stride_h,
+            setup.left + (setup.out_w - 1) * setup.stride_w,
+        )
+        if starts[0] >= h or starts[1] >= w or setup.top + setup.kernel_h <= 0 or setup.left + setup.kernel_w <= 0:
+            raise BankError(f"a pooling window of slot {slot} lies outside the tile of {h} x {w}")
+        return setup.out_h, setup.out_w
+
+
+def _limit(value: int, most: int, what: str) -> None:
+    if value > most:
+        raise BankError(f"{value} {what}, the engine has {most}")
