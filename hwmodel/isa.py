@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from typing import Annotated, get_args, get_type_hints
 
 import numpy as np
@@ -312,9 +311,7 @@ class FieldLayout:
     is_bool: bool
 
 
-@cache
-def layout(kind: type[Instruction]) -> tuple[FieldLayout, ...]:
-    """The fields of an instruction class, derived from its annotations."""
+def _layout(kind: type[Instruction]) -> tuple[FieldLayout, ...]:
     fields = []
     offset = OPCODE_BITS
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -328,6 +325,14 @@ def layout(kind: type[Instruction]) -> tuple[FieldLayout, ...]:
         offset += width
     assert offset <= WORD_BYTES * 8, kind
     return tuple(fields)
+
+
+_LAYOUTS = {kind: _layout(kind) for kind in OPCODES.values()}
+
+
+def layout(kind: type[Instruction]) -> tuple[FieldLayout, ...]:
+    """The fields of an instruction class, derived from its annotations."""
+    return _LAYOUTS[kind]
 
 
 def mnemonic(kind: type[Instruction]) -> str:

@@ -80,7 +80,7 @@ class Layer:
     c_out: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
-    out_h: int
+    out_h: int  # of the synapse, without rows that pooling drops
     out_w: int
     groups: int
     hold: bool

@@ -141,8 +141,8 @@ def _tensor(item: Mapping[str, object]) -> Tensor:
         mirrored=_flag(item["mirrored"]),
         address=_integer(item["address"]),
         shape=shape,
-        format=Format(item["format"]),
-        role=Role(item["role"]),
+        format=Format(_text(item["format"])),
+        role=Role(_text(item["role"])),
         layer=_integer(item["layer"]),
     )
 
@@ -157,7 +157,7 @@ def _layer(item: Mapping[str, object]) -> Layer:
         )
     return Layer(
         name=_text(item["name"]),
-        engine=Queue(item["engine"]),
+        engine=Queue(_text(item["engine"])),
         kind=_choice(item["kind"], ("conv", "fc", "pool")),
         nodes=tuple(_text(node) for node in cast(list[object], item["nodes"])),
         neurons=tuple(neurons),

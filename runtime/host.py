@@ -56,7 +56,7 @@ def _encoded(program: Program, x: F32, first_sample: int) -> F32:
             return (bernoulli_draws(host.seed, steps, x.shape, first_sample) < x).astype(np.float32)
         case Encoding.LATENCY:
             step = np.arange(steps).reshape(-1, *(1,) * x.ndim)
-            return ((step == np.round((1 - x) * (steps - 1))) & (x > 0)).astype(np.float32)
+            return np.asarray((step == np.round((1 - x) * (steps - 1))) & (x > 0), np.float32)
     repeats = program.tensors[program.input_index].shape[0]
     return np.broadcast_to(x, (repeats, *x.shape))
 

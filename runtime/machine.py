@@ -54,18 +54,18 @@ class Machine:
     static checker has proved that the result does not depend on it.
     """
 
-    def __init__(self, program: Program, engines: Engines, traces: Traces | None = None) -> None:
+    def __init__(self, program: Program, engines: Engines) -> None:
         self._program = program
         self._engines = engines
         self._memory = Memory(program)
         self._banks: dict[tuple[Buffer, int], Bank] = {}
         self._lut: dict[Queue, F16] = {}
         self._cache = RegionCache(CACHE_BYTES)
-        self._traces = traces
-        self._soma = SomaUnit(program, engines, probe=traces is not None)
+        self._traces: Traces | None = None
+        self._soma = SomaUnit(program, engines)
 
-    def run(self, inputs: Values) -> Values:
-        """Execute the program once on one sub-batch.
+    def run(self, inputs: Values, traces: Traces | None = None) -> Values:
+        """Execute the program once on one sub-batch; traces, if given, are filled.
 
         Shapes: inputs as the program's input tensor (t, n, y, x, c); the result as its output tensor.
         Raises: CompileError naming layer, step and channel where a value leaves FP16.
@@ -74,6 +74,8 @@ class Machine:
         assert inputs.shape == self._program.tensors[source].shape
         self._memory.arrays[source][...] = inputs
         self._memory.versions[source] += 1
+        self._traces = traces
+        self._soma.probe = traces is not None
         self._execute()
         return self._memory.arrays[output].copy()
 
@@ -207,8 +209,7 @@ class Machine:
         self._soma.run(queue, soma, self._banks)
 
 
-_Rule = Callable[[Machine, Queue, Instruction], None]
-_RULES: dict[type[Instruction], _Rule] = {
+_RULES: dict[type[Instruction], Callable[..., None]] = {
     Load: Machine._load,
     Store: Machine._store,
     LutProgram: Machine._lut_program,
@@ -216,7 +217,7 @@ _RULES: dict[type[Instruction], _Rule] = {
     FcTile: Machine._fc_tile,
     PoolSetup: Machine._pool_setup,
     Soma: Machine._run_soma,
-}  # type: ignore[assignment]
+}
 
 
 def _f16(values: Values) -> F16:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -59,9 +60,10 @@ class Memory:
         for tensor in program.tensors:
             if tensor.name in program.constants:
                 self.arrays.append(program.constants[tensor.name].reshape(tensor.shape))
+            elif tensor.format is Format.S1:
+                self.arrays.append(np.zeros(tensor.shape, np.uint8))
             else:
-                dtype = np.uint8 if tensor.format is Format.S1 else np.float16
-                self.arrays.append(np.zeros(tensor.shape, dtype))
+                self.arrays.append(np.zeros(tensor.shape, np.float16))
 
     def key(self, load: Load) -> Hashable:
         """Names a region and the state of its tensor."""
@@ -78,16 +80,16 @@ class Memory:
         batch = load.nt * load.nn
         if load.flat:
             part = outer.reshape(load.nt, load.nn, -1)[:, :, load.c0 : load.c0 + load.nc]
-            return np.ascontiguousarray(part).reshape(batch, 1, 1, load.nc)
+            return cast(Values, np.ascontiguousarray(part).reshape(batch, 1, 1, load.nc))
         height, width = array.shape[2:4]
         y0, y1 = max(load.y0, 0), min(load.y0 + load.h, height)
         x0, x1 = max(load.x0, 0), min(load.x0 + load.w, width)
         part = outer[:, :, y0:y1, x0:x1, load.c0 : load.c0 + load.nc]
         if (y1 - y0, x1 - x0) == (load.h, load.w):
-            return np.ascontiguousarray(part).reshape(batch, load.h, load.w, load.nc)
+            return cast(Values, np.ascontiguousarray(part).reshape(batch, load.h, load.w, load.nc))
         region = np.zeros((load.nt, load.nn, load.h, load.w, load.nc), array.dtype)
         region[:, :, y0 - load.y0 : y1 - load.y0, x0 - load.x0 : x1 - load.x0] = part
-        return region.reshape(batch, load.h, load.w, load.nc)
+        return cast(Values, region.reshape(batch, load.h, load.w, load.nc))
 
     def put(self, store: Store, values: Values) -> None:
         """Write a region that lies inside the tensor."""

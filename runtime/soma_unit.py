@@ -47,10 +47,10 @@ _PLACES = {
 class SomaUnit:
     """Runs Soma instructions for both engines; its state is the pooling set-up of each."""
 
-    def __init__(self, program: Program, engines: Engines, *, probe: bool) -> None:
+    def __init__(self, program: Program, engines: Engines) -> None:
         self._program = program
         self._engines = engines
-        self._probe = probe
+        self.probe = False  # whether to keep every neuron's spikes and membrane potential
         self._setups: dict[tuple[Queue, int], PoolSetup] = {}
         self._probes: dict[tuple[Buffer, int], tuple[tuple[StageProbe, ...], tuple[int, int]]] = {}
 
@@ -74,7 +74,7 @@ class SomaUnit:
         state: tuple[F16 | None, ...] = (None,) * stages
         if soma.state_in:
             state = tuple(_state(banks[places.state, stage]) for stage in range(stages))
-        result = self._engines.soma(x, plan, params, state, self._probe)
+        result = self._engines.soma(x, plan, params, state, self.probe)
         if not result.finite:
             raise self._overflow(soma, x, plan, params, state)
         self._write(places, soma, result, banks)
@@ -93,7 +93,7 @@ class SomaUnit:
         if soma.state_out:
             for stage, membrane in enumerate(result.state):
                 banks[places.state, stage] = Bank(membrane)
-        if self._probe:
+        if self.probe:
             queue = Queue.BE if places is _PLACES[Queue.BE] else Queue.FE
             setup = self._setups.get((queue, 2)) if soma.pool2 is not PoolKindField.NONE else None
             unit = (setup.stride_h, setup.stride_w) if setup is not None else (1, 1)

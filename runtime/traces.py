@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +37,21 @@ class Traces:
                 if neuron.fires:
                     traces.spikes[neuron.node] = np.full(shape, NOT_COMPUTED, np.uint8)
         return traces
+
+    def of_samples(self, samples: int) -> Traces:
+        """The traces of the first samples."""
+        return Traces(
+            {name: array[:, :samples] for name, array in self.spikes.items()},
+            {name: array[:, :samples] for name, array in self.membranes.items()},
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Traces]) -> Traces:
+        """The traces of sub-batches, side by side."""
+        return Traces(
+            {name: np.concatenate([part.spikes[name] for part in parts], 1) for name in parts[0].spikes},
+            {name: np.concatenate([part.membranes[name] for part in parts], 1) for name in parts[0].membranes},
+        )
 
 
 def same_bits(left: Traces, right: Traces) -> bool:

@@ -104,8 +104,8 @@ def _layer_facts(graph: Graph, plan: LayerPlan) -> Layer:
         c_out=maps.size("C"),
         kernel=layer.kernel,
         stride=op.stride if isinstance(op, Conv2d) else (1, 1),
-        out_h=maps.size("H") if maps.has("H") else 1,
-        out_w=maps.size("W") if maps.has("W") else 1,
+        out_h=max(tile.rows.start + tile.rows.size for tile in plan.schedule.tiles),
+        out_w=max(tile.columns.start + tile.columns.size for tile in plan.schedule.tiles),
         groups=op.groups if isinstance(op, Conv2d) else 1,
         hold=layer.held,
     )

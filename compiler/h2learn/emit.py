@@ -200,7 +200,8 @@ class LayerEmitter:
 
     def _compute(self, output: OutputBlock, index: int, block: RowBlock, bank: int) -> Iterator[Action]:
         schedule, buffers = self._schedule, self._buffers
-        source, weights = (buffers.source, bank), (buffers.weights, bank)
+        source: Resource = (buffers.source, bank)
+        weights: Resource = (buffers.weights, bank)
         psum = (buffers.psum, self._output_bank)
         lut: tuple[Resource, ...] = ()
         if schedule.engine is Queue.FE:

@@ -29,9 +29,9 @@ class Accesses:
     def race(self, clock: Clock, *, write: bool) -> str:
         """What a new access would race with, or "": all it conflicts with must have happened before."""
         if (self.writes > clock).any():
-            return f"a write of {_culprit(self.writes, clock)}"
+            return f"a write of {culprit(self.writes, clock)}"
         if write and (self.reads > clock).any():
-            return f"a read of {_culprit(self.reads, clock)}"
+            return f"a read of {culprit(self.reads, clock)}"
         return ""
 
     def note(self, queue: int, clock: Clock, *, write: bool) -> None:
@@ -39,6 +39,7 @@ class Accesses:
         (self.writes if write else self.reads)[queue] = clock[queue]
 
 
-def _culprit(seen: Clock, clock: Clock) -> str:
+def culprit(seen: Clock, clock: Clock) -> str:
+    """The queue and position of an access that is not known to have happened before."""
     queue = int(np.argmax(seen > clock))
     return f"{QUEUES[queue]}[{int(seen[queue]) - 1}]"

@@ -135,12 +135,12 @@ class _Execution:
                 self._check_stored(instruction, self._banks.need(place))
                 self._check_memory(queue, self._memory.store(instruction, INDEX[queue], clock))
             case LutProgram():
-                weights = (ENGINES[queue].weights, instruction.w_bank)
-                self._access(queue, clock, reads=(weights,), writes=(_LUT,))
+                weight_bank = (ENGINES[queue].weights, instruction.w_bank)
+                self._access(queue, clock, reads=(weight_bank,), writes=(_LUT,))
                 self._banks.lut_program(instruction)
             case ConvTile() | FcTile():
                 banks = ENGINES[queue]
-                weights = _LUT if queue is Queue.FE else (banks.weights, instruction.w_bank)
+                weights: object = _LUT if queue is Queue.FE else (banks.weights, instruction.w_bank)
                 source = (banks.source, instruction.src_bank)
                 self._access(queue, clock, reads=(source, weights), writes=((banks.psum, instruction.dst_bank),))
                 if isinstance(instruction, ConvTile):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwmodel.checker.clocks import QUEUES, Clock, _culprit, zero_clock
+from hwmodel.checker.clocks import QUEUES, Clock, culprit, zero_clock
 from hwmodel.isa import Load, Store
 from hwmodel.program import Program, Role, Tensor
 
@@ -85,8 +85,8 @@ class MemoryState:
             return "reads what was not written"
         late = state.writes[cells].reshape(-1, len(QUEUES)).max(0)
         if (late > clock).any():
-            return f"races with a write of {_culprit(late, clock)}"
-        state.reads[(*cells, queue)] = clock[queue]
+            return f"races with a write of {culprit(late, clock)}"
+        state.reads[cells][..., queue] = clock[queue]
         state.last[queue] = clock[queue]
         return ""
 
@@ -104,15 +104,15 @@ class MemoryState:
                 return f"writes {'tnyxc'[axis]} {low} to {high} of {size}"
         for other in self._shared[store.tensor]:
             if (other.last > clock).any():
-                return f"overwrites {other.tensor.name} in a race with {_culprit(other.last, clock)}"
+                return f"overwrites {other.tensor.name} in a race with {culprit(other.last, clock)}"
             other.written[...] = False
         cells = state.cells(box)
         for accesses, what in ((state.writes, "write"), (state.reads, "read")):
             late = accesses[cells].reshape(-1, len(QUEUES)).max(0)
             if (late > clock).any():
-                return f"races with a {what} of {_culprit(late, clock)}"
+                return f"races with a {what} of {culprit(late, clock)}"
         state.written[cells] = True
-        state.writes[(*cells, queue)] = clock[queue]
+        state.writes[cells][..., queue] = clock[queue]
         state.last[queue] = clock[queue]
         return ""
 

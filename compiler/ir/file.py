@@ -1,0 +1,101 @@
+"""Networks on disk: a `.spk` file is a safetensors file of the weights with the graph's text as metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from compiler.ir.graph import Graph
+from compiler.ir.ops import Array, parameter_names
+from compiler.ir.text import parse_graph, print_graph
+from hwmodel.errors import CompileError, Loc
+
+_KEY = "spikec.graph"  # the only key: safetensors writes several in random order
+_FORMAT = "spikec graph, format "
+_VERSION = "1"
+
+
+def save_graph(graph: Graph, path: Path) -> None:
+    """Write the graph and the arrays that its nodes read; the file appears whole or not at all.
+
+    Equal graphs give equal bytes.
+    Raises: CompileError if the file cannot be written.
+    """
+    loc = Loc(str(path))
+    if path.exists() and not path.is_file():
+        raise CompileError("is not a file that can be written", loc, hint="name a file that ends in .spk")
+    read = {name for node in graph.nodes for name in parameter_names(node.op)}
+    arrays = {name: np.asarray(graph.parameters[name]) for name in sorted(read)}
+    content = save(arrays, metadata={_KEY: f"{_FORMAT}{_VERSION}\n{print_graph(graph)}"})
+    beside = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as fault:
+        hint = "make the folder first" if not path.parent.is_dir() else ""
+        raise CompileError(f"cannot be written: {fault.strerror}", loc, hint=hint) from fault
+    finally:
+        with contextlib.suppress(OSError):  # gone when replaced, or never made
+            beside.unlink()
+
+
+def load_graph(path: Path) -> Graph:
+    """Read a graph with its arrays.
+
+    Raises: CompileError if the file cannot be read, is no `.spk` file of this version, or is damaged.
+    """
+    loc = Loc(str(path))
+    try:
+        content, arrays = _read(path, loc)
+    except OSError as fault:
+        reason = fault.strerror or str(fault)
+        raise CompileError(f"cannot be read: {reason}", loc) from fault
+    except SafetensorError as fault:
+        hint = "it is cut off, damaged, or another format; make it again with spikec import"
+        raise CompileError(f"is not a .spk file: {fault}", loc, hint=hint) from fault
+    header, _, text = content.partition("\n")
+    version = header.removeprefix(_FORMAT)
+    if version != _VERSION:
+        raise CompileError(
+            f"has format {version[:20]!r}, this spikec reads format {_VERSION}",
+            loc,
+            hint="make it again with spikec import",
+        )
+    try:
+        graph = parse_graph(text, arrays, file=str(path))
+    except CompileError as fault:
+        if fault.loc.file == loc.file:
+            raise
+        hint = fault.hint or "the file's text and arrays do not belong together"
+        raise CompileError(f"{fault.loc}: {fault.message}", loc, hint=hint) from fault
+    surplus = arrays.keys() - {name for node in graph.nodes for name in parameter_names(node.op)}
+    if surplus:
+        names = ", ".join(f"@{name}" for name in sorted(surplus))
+        raise CompileError(
+            f"holds arrays that no node reads: {names}",
+            loc,
+            hint="the file's text and arrays do not belong together",
+        )
+    return graph
+
+
+def _read(path: Path, loc: Loc) -> tuple[str, dict[str, Array]]:
+    """The graph's text and the arrays."""
+    if path.is_dir():
+        raise CompileError("is a folder, not a .spk file", loc)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if _KEY not in metadata:
+            hint = "a .spk file is made by spikec import; plain weights hold no network"
+            raise CompileError(f"holds no network: its metadata lacks {_KEY}", loc, hint=hint)
+        for name in file.keys():
+            dtype = file.get_slice(name).get_dtype()
+            if dtype != "F32":
+                raise CompileError(f"array @{name} is {dtype}, must be F32", loc)
+        return metadata[_KEY], {name: file.get_tensor(name) for name in file.keys()}
