@@ -53,7 +53,7 @@ class _Neuron(nn.Module):
         if not bool(torch.isfinite(values).all()):
             raise self._fault(f"{name} is not finite")
         if isinstance(value, Tensor):
-            self.register_buffer(name, value.detach().clone())
+            self.register_buffer(name, value.detach().clone().to(torch.get_default_dtype()))
         else:
             setattr(self, name, float(value))
 

@@ -63,7 +63,8 @@ class TrainingResult:
 Encoder = Callable[[Tensor, Generator], Tensor]  # (N, C, H, W) -> (T, N, C, H, W)
 ProgressCallback = Callable[[Progress], None]
 
-_DEFAULT = Recipe(epochs=15, batch=64, lr=2e-3)
+# without BatchNorm a larger rate leaves last neurons that never fire again
+_DEFAULT = Recipe(epochs=15, batch=64, lr=5e-4)
 # one thread is as fast as two for networks this small, far faster when cores are shared, and makes the
 # weights independent of the number of cores
 _RECIPES: Mapping[str, Recipe] = MappingProxyType(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compiler.h2learn.emit import LayerEmitter
@@ -35,7 +35,12 @@ class Compiled:
 
 
 def compile_inference(
-    graph: Graph, config: H2LearnConfig, *, batch: int | None = None, print_after: str = ""
+    graph: Graph,
+    config: H2LearnConfig,
+    *,
+    batch: int | None = None,
+    print_after: str = "",
+    show: Callable[[str], None] = print,
 ) -> Compiled:
     """Compile a network's inference for one sub-batch; the configuration's own size by default.
 
@@ -46,7 +51,7 @@ def compile_inference(
         raise CompileError(f"batch is {samples}, must be at least 1", graph.input.loc)
     if graph.timesteps < 1:
         raise CompileError("the network has no time steps", graph.input.loc, hint="encode the input over time")
-    lowered, reports = run_passes(graph, PASSES, print_after=print_after)
+    lowered, reports = run_passes(graph, PASSES, print_after=print_after, show=show)
     network = split_layers(lowered)
     tile = (config.tile.h, config.tile.w)
     layers = [part for layer in network.layers for part in isolate_pools(lowered, layer, tile)]

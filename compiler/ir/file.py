@@ -28,13 +28,13 @@ def save_graph(graph: Graph, path: Path) -> None:
     Raises: CompileError if the file cannot be written.
     """
     loc = Loc(str(path))
-    if path.exists() and not path.is_file():
-        raise CompileError("is not a file that can be written", loc, hint="name a file that ends in .spk")
     read = {name for node in graph.nodes for name in parameter_names(node.op)}
     arrays = {name: np.asarray(graph.parameters[name]) for name in sorted(read)}
     content = save(arrays, metadata={_KEY: f"{_FORMAT}{_VERSION}\n{print_graph(graph)}"})
-    beside = path.with_name(f".{uuid.uuid4().hex}.part")
+    beside = path.parent / f".{uuid.uuid4().hex}.part"
     try:
+        if path.exists() and not path.is_file():
+            raise CompileError("is a folder or device, not a file", loc, hint="name a file, as net.spk")
         beside.write_bytes(content)
         os.replace(beside, path)
     except OSError as fault:
@@ -94,8 +94,9 @@ def _read(path: Path, loc: Loc) -> tuple[str, dict[str, Array]]:
         if _KEY not in metadata:
             hint = "a .spk file is made by spikec import; plain weights hold no network"
             raise CompileError(f"holds no network: its metadata lacks {_KEY}", loc, hint=hint)
-        for name in file.keys():
+        names = file.keys()
+        for name in names:
             dtype = file.get_slice(name).get_dtype()
             if dtype != "F32":
                 raise CompileError(f"array @{name} is {dtype}, must be F32", loc)
-        return metadata[_KEY], {name: file.get_tensor(name) for name in file.keys()}
+        return metadata[_KEY], {name: file.get_tensor(name) for name in names}

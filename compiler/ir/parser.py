@@ -168,7 +168,9 @@ class Parser:
         axes: list[str] = []
         shape: list[Dim] = []
         while not self._accept("]"):
-            axis = self._take(TokenKind.WORD).source
+            if self._ahead.source not in tuple("TNCHW"):
+                self._fail("an axis: T, N, C, H or W")
+            axis = self._next().source
             size = self._value(Dim, f"axis {axis}") if self._accept("=") else axis
             assert isinstance(size, int | str)
             axes.append(axis)

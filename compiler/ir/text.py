@@ -74,6 +74,6 @@ def _value(value: object) -> str:
 
 def _type(value: TensorType) -> str:
     dims = (
-        axis if size == axis else f"{axis}={_value(size)}" for axis, size in zip(value.axes, value.shape, strict=False)
+        axis if size == axis else f"{axis}={_value(size)}" for axis, size in zip(value.axes, value.shape, strict=True)
     )
     return f"{value.dtype}[{', '.join(dims)}]"

@@ -4,6 +4,7 @@ from compiler.passes.driver import Pass, PassReport, run_passes
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.hoist_encode import HoistEncode
 from compiler.passes.mean_last import MeanLast
+from compiler.passes.prepend_encode import PrependEncode
 from compiler.passes.retime import Retime
 
-__all__ = ["FoldBatchNorm", "HoistEncode", "MeanLast", "Pass", "PassReport", "Retime", "run_passes"]
+__all__ = ["FoldBatchNorm", "HoistEncode", "MeanLast", "Pass", "PassReport", "PrependEncode", "Retime", "run_passes"]

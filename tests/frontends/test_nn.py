@@ -53,7 +53,7 @@ def lifs(draw: st.DrawFn, per_channel: bool = True) -> LIF:
 
     return LIF(
         decay=number(0, 1, 0.5),
-        threshold=number(0.1, 1, 0.5),
+        threshold=number(0.125, 1, 0.5),
         input_scale=number(0.25, 2, 1.0),
         leak_bias=number(-0.25, 0.25, 0.0),
         reset=draw(st.sampled_from(Reset)),

@@ -1,0 +1,67 @@
+"""A program as text that a person can read: what it is for, its layers, its tensors, its instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hwmodel.isa import disassemble
+from hwmodel.program import Layer, Program, Tensor
+from hwmodel.timing import LayerTiming, program_timing
+
+HEAD = 24  # instructions of each queue that a short listing shows
+
+
+def listing(program: Program, *, full: bool) -> str:
+    """The whole listing; unless `full`, the beginning of each queue only."""
+    return "\n".join((*_header(program), "", *_layers(program), "", *_tensors(program), *_streams(program, full)))
+
+
+def _header(program: Program) -> Iterator[str]:
+    config = program.config
+    yield f"program {program.name} for {config.name}"
+    yield f"  {program.timesteps} time steps, {program.batch} samples a sub-batch, encoding {program.host.encoding}"
+    yield f"  {program.instructions:,} instructions, {len(program.layers)} layers, readout {program.host.readout}"
+
+
+def _layers(program: Program) -> Iterator[str]:
+    timing = program_timing(program)
+    yield "layers                          engine  kind  in -> out channels, kernel, map         compute     memory cycles"
+    for number, (layer, time) in enumerate(zip(program.layers, timing.layers, strict=True)):
+        yield _layer_line(number, layer, time)
+    yield f"  latency {timing.latency_cycles:,} cycles = {timing.latency_us:,.1f} us, {timing.cycles_per_sample:,.0f} a sample"
+
+
+def _layer_line(number: int, layer: Layer, time: LayerTiming) -> str:
+    shape = f"{layer.c_in} -> {layer.c_out}"
+    if layer.kind == "conv":
+        stride = f"s{layer.stride[0]}" if layer.stride != (1, 1) else ""
+        shape += f", {layer.kernel[0]}x{layer.kernel[1]}{stride}, {layer.out_h}x{layer.out_w}"
+    return (
+        f"  {number:3} {layer.name[:25]:25} {layer.engine:6} {layer.kind:5} {shape:36}"
+        f"{time.compute_cycles:12,} {time.memory_cycles:12,}"
+    )
+
+
+def _tensors(program: Program) -> Iterator[str]:
+    yield "tensors                          memory     address        bytes  format (t, n, y, x, c)"
+    for number, tensor in enumerate(program.tensors):
+        yield _tensor_line(number, tensor)
+
+
+def _tensor_line(number: int, tensor: Tensor) -> str:
+    memory = "0, 1" if tensor.mirrored else str(tensor.memory)
+    return (
+        f"  {number:3} {tensor.name[:27]:27} {memory:>5} {tensor.address:#012x} {tensor.size_bytes:12,}"
+        f"  {tensor.format:5} {tensor.shape}"
+    )
+
+
+def _streams(program: Program, full: bool) -> Iterator[str]:
+    for queue, stream in program.streams.items():
+        yield ""
+        yield f"queue {queue}: {len(stream):,} instructions"
+        shown = stream if full else stream[:HEAD]
+        for position, instruction in enumerate(shown):
+            yield f"  {position:6}  {disassemble(instruction)}"
+        if len(shown) < len(stream):
+            yield f"  ... {len(stream) - len(shown):,} more; all with --full"

@@ -1,0 +1,100 @@
+"""spikec: hardware-software co-design compiler for spiking neural networks. The one name to import."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compiler.evaluate import Evaluation, evaluate
+    from compiler.h2learn.compile import Compiled, compile_inference
+    from compiler.ir import CompileError, Graph, Loc
+    from compiler.ir.file import load_graph, save_graph
+    from compiler.ir.text import parse_graph, print_graph
+    from frontends.from_torch import from_torch
+    from hwmodel.config import H2LearnConfig, load_config
+    from hwmodel.program import Program
+    from hwmodel.program_file import load_program, save_program
+    from hwmodel.timing import program_timing
+    from runtime.engines import fast, golden
+    from runtime.session import RunResult, run_program
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CompileError": "compiler.ir",
+    "Compiled": "compiler.h2learn.compile",
+    "Evaluation": "compiler.evaluate",
+    "Graph": "compiler.ir",
+    "H2LearnConfig": "hwmodel.config",
+    "Loc": "compiler.ir",
+    "Program": "hwmodel.program",
+    "RunResult": "runtime.session",
+    "compile_inference": "compiler.h2learn.compile",
+    "evaluate": "compiler.evaluate",
+    "fast": "runtime.engines",
+    "from_torch": "frontends.from_torch",
+    "golden": "runtime.engines",
+    "load_config": "hwmodel.config",
+    "load_graph": "compiler.ir.file",
+    "load_program": "hwmodel.program_file",
+    "parse_graph": "compiler.ir.text",
+    "print_graph": "compiler.ir.text",
+    "program_timing": "hwmodel.timing",
+    "run_program": "runtime.session",
+    "save_graph": "compiler.ir.file",
+    "save_program": "hwmodel.program_file",
+}
+
+__all__ = [
+    "CompileError",
+    "Compiled",
+    "Evaluation",
+    "Graph",
+    "H2LearnConfig",
+    "Loc",
+    "Program",
+    "RunResult",
+    "compile_inference",
+    "evaluate",
+    "fast",
+    "from_torch",
+    "golden",
+    "load_config",
+    "load_graph",
+    "load_program",
+    "parse_graph",
+    "print_graph",
+    "program_timing",
+    "run_program",
+    "save_graph",
+    "save_program",
+]
+
+
+def check_package_names(root: Path, names: tuple[str, ...]) -> None:
+    """Make sure that the generic package names are ours.
+
+    Raises: ImportError naming the package that another distribution provides.
+    """
+    for name in names:
+        spec = find_spec(name)
+        found = Path(spec.origin).resolve().parent.parent if spec is not None and spec.origin else None
+        if found != root:
+            where = f"comes from {found}" if found else "cannot be imported"
+            raise ImportError(
+                f"spikec needs its own package {name!r}, but {name!r} {where}; "
+                f"install spikec into an environment of its own"
+            )
+
+
+check_package_names(Path(__file__).resolve().parent.parent, ("hwmodel", "compiler", "frontends", "runtime"))
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported on first use, so that `import spikec` stays quick."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'spikec' has no attribute {name!r}")

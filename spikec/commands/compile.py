@@ -1,0 +1,83 @@
+"""`spikec compile`: a model becomes a program file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.h2learn.compile import compile_inference
+from hwmodel.config import load_config
+from hwmodel.errors import CompileError, Loc
+from hwmodel.program_file import save_program
+from hwmodel.timing import program_timing
+from spikec.commands.talk import print_json, print_table, progress_bar, stderr
+from spikec.models import load_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileRequest:
+    """The command's arguments."""
+
+    model: str
+    output: Path
+    timesteps: int | None
+    batch: int | None
+    config: str
+    input_shape: str
+    print_after: str
+    seed: int
+
+
+def run_compile(request: CompileRequest, *, as_json: bool) -> int:
+    """Compile and save; the exit code."""
+    start = time.perf_counter()
+    if not request.output.parent.is_dir():
+        raise CompileError(
+            f"the folder {request.output.parent} does not exist", Loc(str(request.output)), hint="create it first"
+        )
+    config = load_config(request.config)
+    with progress_bar("importing") as bar:
+        model = load_model(
+            request.model,
+            timesteps=request.timesteps,
+            seed=request.seed,
+            input_shape=request.input_shape,
+            progress=bar.training,
+        )
+    compiled = compile_inference(
+        model.graph, config, batch=request.batch, print_after=request.print_after, show=stderr.print
+    )
+    save_program(compiled.program, request.output)
+    program, timing = compiled.program, program_timing(compiled.program)
+    result = {
+        "program": str(request.output),
+        "layers": len(program.layers),
+        "instructions": program.instructions,
+        "timesteps": program.timesteps,
+        "batch": program.batch,
+        "latency_cycles": timing.latency_cycles,
+        "cycles_per_sample": timing.cycles_per_sample,
+        "latency_us": timing.latency_us,
+        "weights": compiled.weights,
+        "weights_flushed_to_zero": compiled.flushed_weights,
+        "file_bytes": request.output.stat().st_size,
+        "seconds": time.perf_counter() - start,
+    }
+    if as_json:
+        print_json(result)
+        return 0
+    print_table(
+        f"{request.model} on {config.name}",
+        [
+            ("program", str(request.output)),
+            ("layers", str(len(program.layers))),
+            ("instructions", f"{program.instructions:,}"),
+            ("time steps, samples of a sub-batch", f"{program.timesteps}, {program.batch}"),
+            ("latency of a sub-batch", f"{timing.latency_cycles:,} cycles ({timing.latency_us:,.1f} us)"),
+            ("cycles per sample", f"{timing.cycles_per_sample:,.0f}"),
+            ("weights, flushed to zero in FP16", f"{compiled.weights:,}, {compiled.flushed_weights:,}"),
+            ("compiled in", f"{result['seconds']:.1f} s"),
+        ],
+    )
+    return 0

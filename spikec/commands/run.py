@@ -1,0 +1,62 @@
+"""`spikec run`: a program file is executed on the simulated machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hwmodel.checker import check
+from hwmodel.program import Program
+from hwmodel.program_file import load_program
+from hwmodel.timing import program_timing
+from runtime.engines import Engines, fast, golden
+from runtime.session import firing_rates, run_program
+from spikec.commands.samples import test_samples
+from spikec.commands.talk import Json, print_json, print_table, progress_bar
+
+
+def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rates: bool, as_json: bool) -> int:
+    """Check the program, execute it on test samples, print what came out; the exit code."""
+    program = load_program(path)
+    check(program)
+    inputs = test_samples(data, samples)
+    engines = engines_for(program, use_golden=use_golden)
+    with progress_bar("running") as bar:
+        result = run_program(program, inputs.x, engines, trace=rates, progress=bar.samples)
+    timing = program_timing(program)
+    scores = result.outputs if program.host.readout != "none" else result.outputs.mean(0)
+    predictions = scores.reshape(len(scores), -1).argmax(1)
+    accuracy = None if inputs.labels is None else float(np.mean(predictions == inputs.labels))
+    measured = firing_rates(result.traces) if result.traces is not None else {}
+    if as_json:
+        report: dict[str, Json] = {
+            "samples": len(predictions),
+            "accuracy": accuracy,
+            "predictions": predictions.tolist(),
+            "instructions": program.instructions,
+            "latency_cycles": timing.latency_cycles,
+            "cycles_per_sample": timing.cycles_per_sample,
+            "engine": "golden" if use_golden else "fast",
+            "seconds": result.seconds,
+        }
+        if rates:
+            report["firing_rates"] = measured
+        print_json(report)
+        return 0
+    rows = [
+        ("samples", str(len(predictions))),
+        ("accuracy", "no labels" if accuracy is None else f"{accuracy:.4f}"),
+        ("predictions of the first samples", " ".join(map(str, predictions[:10]))),
+        ("cycles per sample", f"{timing.cycles_per_sample:,.0f}"),
+        ("simulated in", f"{result.seconds:.2f} s"),
+    ]
+    rows += [(f"firing rate of {name}", f"{rate:.3f}") for name, rate in measured.items()]
+    print_table(f"{path} on {program.config.name}", rows)
+    return 0
+
+
+def engines_for(program: Program, *, use_golden: bool) -> Engines:
+    """Functional engines with the array sizes of the program's configuration."""
+    make = golden if use_golden else fast
+    return make(program.config.forward.rows, program.config.backward.rows)

@@ -1,0 +1,33 @@
+"""Test samples of a data set in the shape that a program takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from frontends.datasets import Split, load
+from hwmodel.errors import CompileError, Loc
+from runtime.host import F32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSamples:
+    """Inputs (N, ...) or (T, N, ...), and labels where the data set has them."""
+
+    x: F32
+    labels: npt.NDArray[np.int64] | None
+
+
+def test_samples(data: str, count: int) -> TestSamples:
+    """The first `count` test samples (0: all).
+
+    Raises: CompileError if the data set has fewer.
+    """
+    samples = load(data, split=Split.TEST)
+    if count < 0 or count > len(samples):
+        raise CompileError(f"{count} samples asked for, the test set has {len(samples)}", Loc(data))
+    chosen = samples.take(slice(0, count or len(samples)))
+    x = np.ascontiguousarray(chosen.x.swapaxes(0, 1)) if chosen.has_time else chosen.x
+    return TestSamples(x=x, labels=chosen.y if chosen.labelled else None)
