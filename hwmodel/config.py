@@ -14,6 +14,8 @@ from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import Buffer
 
 KIB = 1024
+LARGEST = 1 << 53  # numbers beyond are no sizes, and are not exact as floats
+MOST_LUT_ROWS = 64  # PE rows that the functional Forward Engine can look up at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,12 +167,12 @@ def load_config(name: str) -> H2LearnConfig:
     loc = Loc(name)
     try:
         table: dict[str, object] = tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise CompileError(f"cannot read the configuration: {fault}", loc) from fault
     base = table.pop("base", None)
     if base is not None:
         if not isinstance(base, str) or base.endswith(".toml"):
-            raise CompileError(f"base is {base!r}, must name a preset", loc)
+            raise CompileError(f"base is {_shown(base)}, must name a preset", loc)
         table = _merged(load_config(base).as_mapping(), table)
     return config_from_mapping(table, loc)
 
@@ -200,7 +202,7 @@ def _merged(base: dict[str, object], changes: Mapping[str, object]) -> dict[str,
 
 def _build(kind: type, table: object, path: str, faults: list[str]) -> object:
     if not isinstance(table, Mapping):
-        faults.append(f"{path.rstrip('.')} is {table!r}, must be a table")
+        faults.append(f"{path.rstrip('.')} is {_shown(table)}, must be a table")
         return None
     hints = get_type_hints(kind)
     known = {field.name for field in fields(kind)}
@@ -221,12 +223,24 @@ def _build(kind: type, table: object, path: str, faults: list[str]) -> object:
 def _scalar(kind: type, value: object, path: str, faults: list[str]) -> object:
     allowed = {int: (int,), float: (int, float), str: (str,)}[kind]
     if isinstance(value, bool) or not isinstance(value, allowed):
-        faults.append(f"{path} is {value!r}, must be {'a number' if kind is float else kind.__name__}")
-    elif isinstance(value, int) and kind is int and value < (0 if path.endswith(("pipe", "_cycles")) else 1):
-        faults.append(f"{path} is {value}, must be at least 1")
-    elif kind is float and not (math.isfinite(cast(float, value)) and cast(float, value) > 0):
-        faults.append(f"{path} is {value}, must be positive and finite")
+        faults.append(f"{path} is {_shown(value)}, must be {'a number' if kind is float else kind.__name__}")
+    elif not isinstance(value, str) and value > LARGEST:
+        faults.append(f"{path} is too large, must be finite and at most {LARGEST}")
+    elif isinstance(value, int) and kind is int and value < (least := 0 if path.endswith(("pipe", "_cycles")) else 1):
+        faults.append(f"{path} is {_shown(value)}, must be at least {least}")
+    elif isinstance(value, int | float) and kind is float and not value > 0:  # NaN is not positive either
+        faults.append(f"{path} is {_shown(value)}, must be positive")
     return float(cast(float, value)) if kind is float and not faults else value
+
+
+def _shown(value: object) -> str:
+    """A value of a fault; the text of an integer of any size may itself be refused by Python."""
+    match value:
+        case int() if abs(value) > LARGEST:
+            return "a huge integer"
+        case bool() | int() | float() | str():
+            return repr(value)
+    return "a table" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
 def _check_structure(config: H2LearnConfig, faults: list[str]) -> None:
@@ -238,6 +252,11 @@ def _check_structure(config: H2LearnConfig, faults: list[str]) -> None:
             f"forward.sub_luts x lut_entries is {forward.sub_luts} x {forward.lut_entries} ({taps} taps) with "
             f"forward.taps_per_pe {forward.taps_per_pe}; the engine has 3 x 8 and 9"
         )
+    if forward.rows > MOST_LUT_ROWS:
+        faults.append(f"forward.rows is {forward.rows}, the simulated engine has at most {MOST_LUT_ROWS}")
+    for path, rows in (("forward.rows", forward.rows), ("backward.rows", backward.rows)):
+        if rows & (rows - 1):
+            faults.append(f"{path} is {rows}, must be a power of two, as the adder tree of a column")
     if config.memory.count != 3:
         faults.append(f"memory.count is {config.memory.count}, the engines use 3")
     tile_bytes = config.tile.h * config.tile.w * 2

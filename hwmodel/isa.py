@@ -348,11 +348,12 @@ def encode(stream: Iterable[Instruction]) -> npt.NDArray[np.uint8]:
 
     Raises: CompileError for a value that its field cannot hold.
     """
-    words = b"".join(_encode_one(instruction) for instruction in stream)
+    loc = Loc("instruction set")
+    words = b"".join(_encode_one(instruction, loc) for instruction in stream)
     return np.frombuffer(words, np.uint8).reshape(-1, WORD_BYTES)
 
 
-def _encode_one(instruction: Instruction) -> bytes:
+def _encode_one(instruction: Instruction, loc: Loc) -> bytes:
     kind = type(instruction)
     word = _OPCODE_OF[kind]
     for item in layout(kind):
@@ -363,7 +364,7 @@ def _encode_one(instruction: Instruction) -> bytes:
         if not low <= number <= high:
             raise CompileError(
                 f"{mnemonic(kind)}: {item.name} is {number}, its field holds {low} to {high}",
-                Loc("instruction set"),
+                loc,
                 hint="the layer or program is larger than the instruction set can state",
             )
         word |= (number & (1 << item.width) - 1) << item.offset
@@ -436,17 +437,21 @@ def _assemble_one(code: list[str], loc: Loc) -> Instruction:
         raise CompileError(f"unknown instruction {code[0]!r}", loc, hint=f"known: {', '.join(_BY_MNEMONIC)}")
     fields = {item.name: item for item in layout(kind)}
     values: dict[str, object] = {name: False for name, item in fields.items() if item.is_bool}
+    given: set[str] = set()
     for word in code[1:]:
         name, _, value = word.partition("=")
         item = fields.get(name)
         if item is None:
             raise CompileError(f"{code[0]} has no field {name!r}", loc, hint=f"fields: {', '.join(fields)}")
+        if name in given:
+            raise CompileError(f"{code[0]}: {name} is given twice", loc)
+        given.add(name)
         values[name] = _parse_value(item, value, loc)
     missing = [name for name in fields if name not in values]
     if missing:
         raise CompileError(f"{code[0]} lacks {', '.join(missing)}", loc)
     instruction = kind(**values)  # type: ignore[arg-type]
-    _encode_one(instruction)
+    _encode_one(instruction, loc)
     return instruction
 
 
@@ -455,6 +460,6 @@ def _parse_value(item: FieldLayout, value: str, loc: Loc) -> object:
         return True
     if item.enum is not None and value in list(item.enum):
         return item.enum(value)
-    if item.enum is None and not item.is_bool and re.fullmatch(r"-?\d+", value):
+    if item.enum is None and not item.is_bool and re.fullmatch(r"-?[0-9]{1,9}", value):
         return int(value)
     raise CompileError(f"{item.name}: {value!r} is not a value of this field", loc)

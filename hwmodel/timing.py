@@ -5,6 +5,7 @@ These are sums of independent parts; stalls, arbitration and overlap between lay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def program_timing(program: Program) -> ProgramTiming:
         ]
         compute = sum(instruction_cycles(i, program.config, q) for q, i in own if q in (Queue.FE, Queue.BE))
         moved = memory_bytes(program, (i for _, i in own))
-        memory = -(-moved // int(program.config.memory.bytes_per_cycle))
+        memory = math.ceil(moved / program.config.memory.bytes_per_cycle)
         rows.append(
             LayerTiming(
                 name=layer.name,

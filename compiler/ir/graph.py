@@ -122,8 +122,8 @@ def _infer(graph: Graph) -> dict[str, TensorType]:
             faults.append(fault)
     if faults:
         first, *others = faults
-        more = "; ".join(f"{fault.loc}: {fault.message}" for fault in others)
-        raise CompileError(first.message, first.loc, hint="\n  also: ".join(filter(None, (first.hint, more))))
+        also = (f"also {fault.loc}: {fault.message}" for fault in others)
+        raise CompileError(first.message, first.loc, hint="\n  ".join(filter(None, (first.hint, *also))))
     return types
 
 

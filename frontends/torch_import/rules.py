@@ -52,11 +52,6 @@ def cast(network: Network, call: Call) -> Operand:
     return identity(network, call)
 
 
-def assertion(network: Network, call: Call) -> Operand:
-    """A check that the tracer wrote beside a conversion."""
-    return network.operand(call, "a")
-
-
 def dropout(network: Network, call: Call) -> Operand:
     """Identity, unless the user's code keeps it active."""
     if call.flag("train"):
@@ -273,7 +268,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "aten.lift_fresh_copy.default": identity,
         "aten.to.dtype": cast,
         "aten.to.dtype_layout": cast,
-        "aten._assert_tensor_metadata.default": assertion,
         "aten.dropout.default": dropout,
         "aten.dropout_.default": dropout,
         "aten.feature_dropout.default": dropout,

@@ -130,13 +130,22 @@ def trace(module: nn.Module, example: Tensor, timesteps: int, name: str) -> Trac
     calls = tuple(_call(node, opaque) for node in program.graph.nodes if node.op == "call_function")
     _check_in_place(calls)
     return Trace(
-        calls=calls,
+        calls=_live(calls, nodes[result.arg.name]),
         input=nodes[str(signature.user_inputs[0])],
         output=nodes[result.arg.name],
         constants=constants,
         neurons=neurons,
         example=example,
     )
+
+
+def _live(calls: tuple[Call, ...], output: fx.Node) -> tuple[Call, ...]:
+    """The calls that the output depends on, in their order."""
+    needed = {output}
+    for call in reversed(calls):
+        if call.node in needed:
+            needed.update(call.node.all_input_nodes)
+    return tuple(call for call in calls if call.node in needed)
 
 
 def _call(node: fx.Node, module: nn.Module) -> Call:

@@ -105,6 +105,7 @@ class BankRules:
         kernel_rows = tile.tap_rows if queue is Queue.BE else tile.kernel_h
         region = ((tile.h - 1) * tile.stride_h + kernel_rows, (tile.w - 1) * tile.stride_w + tile.kernel_w)
         steps = 1 if tile.hold else tile.nt
+        self._hold(queue, tile)
         if (source.h, source.w) != region or (source.nt, source.nn) != (steps, tile.nn) or source.flat:
             raise BankError(f"needs a region {region} of {steps} steps and {tile.nn} samples, finds {source}")
         if queue is Queue.BE:
@@ -141,6 +142,7 @@ class BankRules:
         banks = ENGINES[queue]
         source = self.need((banks.source, tile.src_bank))
         steps = 1 if tile.hold else tile.nt
+        self._hold(queue, tile)
         if not source.flat or (source.nt, source.nn, source.nc) != (steps, tile.nn, tile.inputs):
             raise BankError(f"needs {tile.inputs} inputs of {steps} steps and {tile.nn} samples, finds {source}")
         if queue is Queue.BE:
@@ -161,6 +163,10 @@ class BankRules:
                 raise BankError(f"needs spikes, finds {source}")
         self._accumulate(banks, tile, steps, 1, 1)
 
+    def _hold(self, queue: Queue, tile: ConvTile | FcTile) -> None:
+        if tile.hold and queue is not Queue.BE:
+            raise BankError("only the Backward Engine holds its source over time")
+
     def _accumulate(self, banks: EngineBanks, tile: ConvTile | FcTile, steps: int, h: int, w: int) -> None:
         place = (banks.psum, tile.dst_bank)
         content = Content(format=Format.FP16, nt=steps, nn=tile.nn, h=h, w=w, nc=tile.cols)
@@ -171,7 +177,8 @@ class BankRules:
         self.contents[place] = content
 
     def _weights(self, weights: Content, values: int) -> None:
-        if weights.format is not Format.FP16 or weights.nc != values:
+        whole = Content(format=Format.FP16, nt=1, nn=1, h=1, w=1, nc=values, flat=weights.flat)
+        if weights != whole:
             raise BankError(f"needs {values} weights, finds {weights}")
 
     def pool_setup(self, queue: Queue, setup: PoolSetup) -> None:
@@ -189,11 +196,12 @@ class BankRules:
         want = (soma.nn, soma.h, soma.w, soma.cols)
         if (x.nn, x.h, x.w, x.nc) != want or x.nt not in (1, soma.nt):
             raise BankError(f"needs {soma.nt} steps of {want}, finds {x}")
+        _check_stages(soma)
         stages = soma.present1 + soma.present2
         if stages:
             self._weights(self.need((banks.neuron, soma.neuron_bank)), stages * NEURON_FIELDS * soma.cols)
-        elif soma.pool2 is PoolKind.NONE:
-            raise BankError("has neither a neuron nor pooling")
+        elif x.format is not Format.S1:
+            raise BankError(f"pools spikes without a neuron, finds {x}")
         h1, w1 = self._pooled(queue, 1, soma.pool1, soma.h, soma.w)
         h2, w2 = self._pooled(queue, 2, soma.pool2, h1, w1)
         sizes = [(h1, w1), (h2, w2)] if soma.present1 else [(h2, w2)]
@@ -218,9 +226,22 @@ class BankRules:
             setup.top + (setup.out_h - 1) * setup.stride_h,
             setup.left + (setup.out_w - 1) * setup.stride_w,
         )
-        if starts[0] >= h or starts[1] >= w or setup.top + setup.kernel_h <= 0 or setup.left + setup.kernel_w <= 0:
+        ends = (setup.top + setup.kernel_h, setup.left + setup.kernel_w)
+        if starts[0] >= min(h, setup.limit_h) or starts[1] >= min(w, setup.limit_w) or min(ends) <= 0:
             raise BankError(f"a pooling window of slot {slot} lies outside the tile of {h} x {w}")
         return setup.out_h, setup.out_w
+
+
+def _check_stages(soma: Soma) -> None:
+    """Which stages the unit can chain: only spikes go on to pooling and a second neuron."""
+    if not soma.present1 and soma.pool1 is not PoolKind.NONE:
+        raise BankError("pools before a first neuron that it does not have")
+    if not soma.present1 and soma.pool2 is PoolKind.NONE:
+        raise BankError("has neither a first neuron nor pooling")
+    if soma.present1 and not soma.fire1 and (soma.present2 or soma.pool2 is not PoolKind.NONE):
+        raise BankError("hands a membrane potential to a second stage, which takes spikes")
+    if soma.pool2 is PoolKind.AVG and not soma.present2:
+        raise BankError("averages spikes for no neuron")
 
 
 def _limit(value: int, most: int, what: str) -> None:
