@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +23,7 @@ from hwmodel.isa import Queue, decode, encode
 from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Program, Role, Tensor
 
 FORMAT_VERSION = "1"
-_KEY = "spikec.h2l"
+_KEY = "spikec.h2l"  # the only key: safetensors writes several in random order
 _STREAM = "stream."
 _CONSTANT = "constant."
 
@@ -30,7 +33,9 @@ def save_program(program: Program, path: Path) -> None:
 
     Raises: CompileError if the file cannot be written; nothing is left behind.
     """
+    loc = Loc(str(path))
     header = {
+        "version": FORMAT_VERSION,
         "name": program.name,
         "timesteps": program.timesteps,
         "batch": program.batch,
@@ -44,14 +49,17 @@ def save_program(program: Program, path: Path) -> None:
         f"{_STREAM}{queue}": encode(stream) for queue, stream in program.streams.items()
     }
     arrays |= {f"{_CONSTANT}{name}": np.ascontiguousarray(array) for name, array in program.constants.items()}
-    content = save(arrays, {_KEY: FORMAT_VERSION, "program": json.dumps(header, sort_keys=True)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    content = save(arrays, {_KEY: json.dumps(header, sort_keys=True)})
+    partial = path.parent / f".{uuid.uuid4().hex}.part"
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
-    except OSError as fault:
-        partial.unlink(missing_ok=True)
-        raise CompileError(f"cannot write the program: {fault.strerror}", Loc(str(path))) from fault
+    except (OSError, ValueError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else str(fault)
+        raise CompileError(f"cannot write the program: {reason}", loc) from fault
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # gone when replaced, or never made
+            partial.unlink()
 
 
 def load_program(path: Path) -> Program:
@@ -68,15 +76,13 @@ def load_program(path: Path) -> Program:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError) as fault:
         raise CompileError(f"cannot read the program: {fault}", loc, hint="is the file whole?") from fault
-    if metadata[_KEY] != FORMAT_VERSION:
-        raise CompileError(
-            f"format version {metadata[_KEY]}, this spikec reads {FORMAT_VERSION}",
-            loc,
-            hint="compile it again",
-        )
     try:
-        return _program(json.loads(metadata["program"]), arrays, loc)
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        header = json.loads(metadata[_KEY])
+        if header["version"] != FORMAT_VERSION:
+            found = f"format version {header['version']!r}, this spikec reads {FORMAT_VERSION}"
+            raise CompileError(found, loc, hint="compile it again")
+        return _program(header, arrays, loc)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as fault:
         raise CompileError(f"the program's header is inconsistent: {fault!r}", loc) from fault
 
 
@@ -92,6 +98,8 @@ def _program(header: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.g
             if array.dtype != np.float16:
                 raise CompileError(f"{name} is {array.dtype}, must be FP16", loc)
             constants[name.removeprefix(_CONSTANT)] = cast(F16, array)
+        elif not name.startswith(_STREAM):
+            raise CompileError(f"{name!r} is neither a stream nor a constant", loc)
     program = Program(
         name=_text(header["name"]),
         config=config_from_mapping(cast(Mapping[str, object], header["config"]), loc),
@@ -120,14 +128,28 @@ def _check_tables(program: Program, loc: Loc) -> None:
     if expected != set(program.constants):
         raise CompileError(f"constants {sorted(expected ^ set(program.constants))} do not match the table", loc)
     for name, array in program.constants.items():
-        if array.size != np.prod(named[name].shape):
+        if array.size != prod(named[name].shape):
             raise CompileError(f"constant {name} has {array.size} values, not {named[name].shape}", loc)
         if not np.isfinite(array).all():
             raise CompileError(f"constant {name} holds a NaN or infinite value", loc)
+    _check_host(program, loc)
     for queue, stream in program.streams.items():
         bad = next((i for i in stream if i.layer >= len(program.layers)), None)
         if bad is not None:
             raise CompileError(f"{queue}: instruction of layer {bad.layer}, there are {len(program.layers)}", loc)
+
+
+def _check_host(program: Program, loc: Loc) -> None:
+    """The tensors that the host writes and reads must be what it makes and expects."""
+    host, source, output = program.host, program.tensors[program.input_index], program.tensors[program.output_index]
+    if len(host.input_shape) not in (1, 3):
+        raise CompileError(f"the host's input {host.input_shape} is neither (C,) nor (C, H, W)", loc)
+    channels, height, width = (*host.input_shape, 1, 1)[:3]
+    steps = {1, program.timesteps} if host.encoding == "direct" else {program.timesteps}
+    if source.shape[1:] != (program.batch, height, width, channels) or source.shape[0] not in steps:
+        raise CompileError(f"the host's input {host.input_shape} does not fit tensor {source.shape}", loc)
+    if output.shape[:2] != (program.timesteps, program.batch):
+        raise CompileError(f"the output tensor {output.shape} does not hold all steps and samples", loc)
 
 
 def _tensor(item: Mapping[str, object]) -> Tensor:
@@ -193,6 +215,7 @@ def _only_fields(kind: type, item: Mapping[str, object]) -> None:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    value.encode()  # a lone surrogate could not be printed later
     return value
 
 

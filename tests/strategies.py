@@ -291,7 +291,7 @@ class _Builder:
         """Neurons whose threshold suits the estimated power of their input."""
         draw, limits = self.draw, self.limits
         scale = 0.5 if self.chance(limits.input_scale) else 1.0
-        level = draw(st.sampled_from([1.0, 0.75, 1.25, 1.75])) * scale * math.sqrt(self.power)
+        level = draw(st.sampled_from([0.75, 1.0, 0.5, 1.5])) * scale * math.sqrt(self.power)
         threshold = max(1, round(level * GRID)) / GRID if limits.dyadic else max(level, 0.01)
         decay = draw(st.sampled_from([0.25, 0.5, 0.75, 0.0, 1.0] if limits.dyadic else [0.25, 0.6, 0.9]))
         resets = [Reset.HARD, Reset.SOFT, Reset.NONE] if limits.free_neurons else [Reset.HARD, Reset.SOFT]

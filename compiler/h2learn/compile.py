@@ -75,7 +75,7 @@ def _plan(graph: Graph, layer: NetworkLayer, config: H2LearnConfig, batch: int) 
 
 def _program(network: Network, plans: Sequence[LayerPlan], config: H2LearnConfig, batch: int) -> Program:
     graph = network.graph
-    table = TensorTable(plans, config, graph.timesteps, batch)
+    table = TensorTable(graph.types[plans[0].layer.source], plans, config, graph.timesteps, batch)
     actions: list[Action] = []
     for number, (plan, tensors) in enumerate(zip(plans, table.layers, strict=True)):
         emitter = LayerEmitter(number, plan, tensors, config)

@@ -104,13 +104,14 @@ def split_layers(graph: Graph) -> Network:
 def _chain(graph: Graph) -> list[Node]:
     """All nodes after the input, each taking the value before it."""
     nodes = [node for node in graph.nodes if not isinstance(node.op, Input)]
-    previous = graph.input.name
     for node in nodes:
         if isinstance(node.op, Add):
             raise graph.site(node).fail(
                 "H2Learn has no unit for a residual sum",
                 "use a network without skip connections on this target",
             )
+    previous = graph.input.name
+    for node in nodes:
         if node.inputs != (previous,):
             raise graph.site(node).fail(
                 f"takes %{node.inputs[0]}, not the value before it (%{previous})",

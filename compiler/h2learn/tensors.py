@@ -40,7 +40,9 @@ class LayerTensors:
 class TensorTable:
     """Builds the tensor table of a chain of layers; each layer's source is the output before it."""
 
-    def __init__(self, plans: Sequence[LayerPlan], config: H2LearnConfig, timesteps: int, batch: int) -> None:
+    def __init__(
+        self, given: TensorType, plans: Sequence[LayerPlan], config: H2LearnConfig, timesteps: int, batch: int
+    ) -> None:
         self._config = config
         self._timesteps = timesteps
         self._batch = batch
@@ -49,8 +51,7 @@ class TensorTable:
         self.constants: dict[str, F16] = {}
         first = plans[0].layer
         steps = 1 if first.held and first.synapse is not None else timesteps
-        source_type = first.source_type
-        source = self._value("input", source_type, Role.INPUT, 0, (-1, 0), steps)
+        source = self._value("input", given, Role.INPUT, 0, (-1, 0), steps)
         layers = []
         for number, plan in enumerate(plans):
             last = number == len(plans) - 1

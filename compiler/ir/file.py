@@ -57,7 +57,7 @@ def load_graph(path: Path) -> Graph:
         reason = fault.strerror or str(fault)
         raise CompileError(f"cannot be read: {reason}", loc) from fault
     except SafetensorError as fault:
-        hint = "it is cut off, damaged, or another format; make it again with spikec import"
+        hint = "it is cut off, damaged or of another kind; save the network again"
         raise CompileError(f"is not a .spk file: {fault}", loc, hint=hint) from fault
     header, _, text = content.partition("\n")
     version = header.removeprefix(_FORMAT)
@@ -65,14 +65,14 @@ def load_graph(path: Path) -> Graph:
         raise CompileError(
             f"has format {version[:20]!r}, this spikec reads format {_VERSION}",
             loc,
-            hint="make it again with spikec import",
+            hint="save the network again with this version",
         )
     try:
         graph = parse_graph(text, arrays, file=str(path))
     except CompileError as fault:
         if fault.loc.file == loc.file:
             raise
-        hint = fault.hint or "the file's text and arrays do not belong together"
+        hint = fault.hint or "the file is damaged, or another program has changed it"
         raise CompileError(f"{fault.loc}: {fault.message}", loc, hint=hint) from fault
     surplus = arrays.keys() - {name for node in graph.nodes for name in parameter_names(node.op)}
     if surplus:
@@ -80,7 +80,7 @@ def load_graph(path: Path) -> Graph:
         raise CompileError(
             f"holds arrays that no node reads: {names}",
             loc,
-            hint="the file's text and arrays do not belong together",
+            hint="the file is damaged, or another program has changed it",
         )
     return graph
 
@@ -88,15 +88,15 @@ def load_graph(path: Path) -> Graph:
 def _read(path: Path, loc: Loc) -> tuple[str, dict[str, Array]]:
     """The graph's text and the arrays."""
     if path.is_dir():
-        raise CompileError("is a folder, not a .spk file", loc)
+        raise CompileError("is a folder, not a .spk file", loc, hint="name the file inside it")
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
         if _KEY not in metadata:
-            hint = "a .spk file is made by spikec import; plain weights hold no network"
+            hint = "files of weights alone cannot be read; save the network as .spk"
             raise CompileError(f"holds no network: its metadata lacks {_KEY}", loc, hint=hint)
         names = file.keys()
         for name in names:
             dtype = file.get_slice(name).get_dtype()
             if dtype != "F32":
-                raise CompileError(f"array @{name} is {dtype}, must be F32", loc)
+                raise CompileError(f"array @{name} is {dtype}, must be F32", loc, hint="weights are stored as f32")
         return metadata[_KEY], {name: file.get_tensor(name) for name in names}

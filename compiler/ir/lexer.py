@@ -45,7 +45,7 @@ _TOKEN = re.compile(
   | (?P<line>\n)
   | (?P<name>[%@](?:{_BARE.pattern}|{_STRING}))
   | (?P<string>{_STRING})
-  | (?P<number>[-+]?[0-9](?:[0-9.]|[eE][-+]?[0-9]|[A-Za-z_])*)
+  | (?P<number>[-+]?[0-9](?:[0-9.]|[eE][-+]?[0-9]|[A-Za-z])*)
   | (?P<word>{_WORD.pattern})
   | (?P<mark>[][(){{}},=:])
     """,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -69,7 +70,7 @@ def _(x: Tensor, index: int) -> Tensor:
 
 
 def _stand_in(module: nn.Module, index: int) -> nn.Module:
-    """The same neuron, as far as its network can see, with an opaque forward."""
+    """The same neuron, as far as its network can see, with an opaque forward and no hooks."""
 
     def forward(x: Tensor) -> Tensor:
         result: Tensor = torch.ops.spikec.neuron(x, index)
@@ -77,6 +78,8 @@ def _stand_in(module: nn.Module, index: int) -> nn.Module:
 
     stand_in = copy.copy(module)
     stand_in._modules = {}
+    stand_in._forward_hooks = OrderedDict()
+    stand_in._forward_pre_hooks = OrderedDict()
     stand_in.forward = forward
     return stand_in
 

@@ -25,6 +25,7 @@ from frontends.torch_import.network import Constant, Network, Operand
 from frontends.torch_import.neurons import Expects
 from frontends.torch_import.trace import Call
 
+BIAS = "put it into the bias of a convolution or linear layer"
 Rule = Callable[[Network, Call], Operand]
 
 
@@ -197,10 +198,11 @@ def readout(network: Network, call: Call, x: Value, dims: tuple[int, ...], kind:
 
 def add(network: Network, call: Call) -> Operand:
     """The sum of two activations."""
-    operands = [network.operand(call, name) for name in ("self", "other")]
-    left, right = operands
+    if isinstance(call.arguments["other"], int | float):
+        raise call.fail("adds a constant", BIAS)
+    left, right = network.operand(call, "self"), network.operand(call, "other")
     if not isinstance(left, Value) or not isinstance(right, Value):
-        raise call.fail("adds a constant", "put it into the bias of a convolution or linear layer")
+        raise call.fail("adds a constant", BIAS)
     if call.arguments["alpha"] != 1:
         raise call.fail(f"alpha is {call.arguments['alpha']}, must be 1")
     if (left.lead, left.extents) != (right.lead, right.extents):

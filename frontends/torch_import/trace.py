@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 
 from compiler.ir import CompileError, Loc
 from frontends.torch_import.neurons import Neuron, opaque_copy
+from frontends.torch_import.state import StateWatch
 
+_NO_STATE = "neurons take the whole sequence in one call, as frontends.nn.LIF does"
 _FRAME = re.compile(r'File "(.+)", line (\d+), in ')
 _LIBRARIES = ("site-packages", "dist-packages", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 # Operators whose result may share memory with their first argument.
@@ -93,24 +96,8 @@ def trace(module: nn.Module, example: Tensor, timesteps: int, name: str) -> Trac
     Raises: CompileError if it cannot be traced, keeps state, or has not one input and one output.
     """
     opaque, neurons = opaque_copy(module, timesteps)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(opaque, (example,), strict=False)
-    except CompileError:
-        raise
-    except Exception as fault:  # the user's forward runs here and may raise anything
-        reason = str(fault).strip().split("\n")[0]
-        raise CompileError(
-            f"torch.export cannot trace the network: {type(fault).__name__}: {reason}", Loc(name)
-        ) from fault
+    program = _exported(opaque, example, name)
     signature = program.graph_signature
-    if signature.buffers_to_mutate:
-        state = ", ".join(sorted(signature.buffers_to_mutate.values()))
-        raise CompileError(
-            f"the network writes its buffers ({state}): state would pass from call to call",
-            Loc(name),
-            hint="use multi-step neurons that take the whole sequence",
-        )
     if len(signature.user_inputs) != 1 or len(signature.output_specs) != 1:
         outputs = len(signature.output_specs)
         raise CompileError(
@@ -128,7 +115,7 @@ def trace(module: nn.Module, example: Tensor, timesteps: int, name: str) -> Trac
     if isinstance(result.arg, ConstantArgument) or result.arg.name not in nodes:
         raise CompileError("the network's output is a constant", Loc(name))
     calls = tuple(_call(node, opaque) for node in program.graph.nodes if node.op == "call_function")
-    _check_in_place(calls)
+    _check_in_place(calls, constants)
     return Trace(
         calls=_live(calls, nodes[result.arg.name]),
         input=nodes[str(signature.user_inputs[0])],
@@ -137,6 +124,27 @@ def trace(module: nn.Module, example: Tensor, timesteps: int, name: str) -> Trac
         neurons=neurons,
         example=example,
     )
+
+
+def _exported(opaque: nn.Module, example: Tensor, name: str) -> torch.export.ExportedProgram:
+    watch = StateWatch(opaque)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # said better by the StateWatch below
+            warnings.filterwarnings("ignore", message=".*assigned during export")
+            program = torch.export.export(opaque, (example,), strict=False)
+    except CompileError:
+        raise
+    except Exception as fault:  # the user's forward runs here and may raise anything
+        reason = str(fault).strip().split("\n")[0]
+        raise CompileError(
+            f"torch.export cannot trace the network: {type(fault).__name__}: {reason}", Loc(name)
+        ) from fault
+    if watch.written:
+        raise CompileError(
+            f"the network keeps tensors between calls: {', '.join(watch.written)}", Loc(name), hint=_NO_STATE
+        )
+    return program
 
 
 def _live(calls: tuple[Call, ...], output: fx.Node) -> tuple[Call, ...]:
@@ -187,13 +195,16 @@ def _user_line(node: fx.Node) -> Loc | None:
     return Loc(own[-1][0], int(own[-1][1])) if own else None
 
 
-def _check_in_place(calls: tuple[Call, ...]) -> None:
-    """Refuse an in-place call whose overwritten value, or a view of it, is read later."""
+def _check_in_place(calls: tuple[Call, ...], constants: Mapping[str, tuple[str, Tensor]]) -> None:
+    """Refuse an in-place call on a buffer, or one whose overwritten value, or a view of it, is read later."""
     position = {call.node: index for index, call in enumerate(calls)}
     for index, call in enumerate(calls):
         if not call.op.rpartition(".")[0].endswith("_") or call.op == "aten.detach_.default":
             continue
         overwritten = _sharing(call.node.all_input_nodes[0], calls)
+        kept = sorted(constants[node.name][0] for node in overwritten if node.name in constants)
+        if kept:
+            raise call.fail(f"the network keeps tensors between calls: {', '.join(kept)}", _NO_STATE)
         late = {user for node in overwritten for user in node.users if position.get(user, len(calls)) > index}
         if late:
             raise call.fail("overwrites a value that is read later", "write x = x + y, which makes a new value")

@@ -185,8 +185,6 @@ class BankRules:
         """Windows for the Soma."""
         if setup.slot not in (1, 2):
             raise BankError(f"pooling slot {setup.slot} does not exist")
-        if min(setup.kernel_h, setup.kernel_w, setup.stride_h, setup.stride_w, setup.out_h, setup.out_w) < 1:
-            raise BankError("pooling windows of no size")
         self._pools[queue, setup.slot] = setup
 
     def soma(self, queue: Queue, soma: Soma) -> None:

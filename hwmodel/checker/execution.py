@@ -12,6 +12,7 @@ from hwmodel.checker.clocks import INDEX, Accesses, Clock, zero_clock
 from hwmodel.checker.memory import MemoryState, table_faults
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
+    OPCODES,
     ConvTile,
     FcTile,
     Halt,
@@ -25,12 +26,16 @@ from hwmodel.isa import (
     Store,
     Wait,
     disassemble,
+    layout,
 )
 from hwmodel.program import Format, Program
 
 MOST_FAULTS = 5
 _MEMORY_OF = {Queue.DMA0: 0, Queue.DMA1: 1, Queue.DMA2: 2}
 _LUT: tuple[str, int] = ("lut", 0)
+_REGION_SIZES = {"nt", "nn", "h", "w", "nc", "inputs", "out_h", "out_w"}
+_SIZES = _REGION_SIZES | {"rows", "cols", "kernel_h", "kernel_w", "stride_h", "stride_w", "tap_rows"}
+_SIZES_OF = {kind: tuple(item.name for item in layout(kind) if item.name in _SIZES) for kind in OPCODES.values()}
 
 
 def check(program: Program) -> None:
@@ -41,7 +46,13 @@ def check(program: Program) -> None:
 
     Raises: CompileError with the first faults: place, instruction and what it lacks.
     """
-    _Execution(program).run()
+    faults = table_faults(program) or _stream_faults(program) or _Execution(program).run()
+    if faults:
+        raise CompileError(
+            "the program is not valid: " + "\n  ".join(faults[:MOST_FAULTS]),
+            Loc(program.name),
+            hint="a file that was not changed by hand and fails here shows a fault of the compiler",
+        )
 
 
 @dataclass(slots=True)
@@ -54,17 +65,16 @@ class _Semaphore:
 class _Execution:
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._faults = table_faults(program)
-        if not self._faults:
-            self._faults = _stream_faults(program)
         self._memory = MemoryState(program)
+        self._faults = list(self._memory.faults)
         self._banks = BankRules(program)
         self._accesses: dict[object, Accesses] = defaultdict(Accesses)
         self._semaphores: dict[int, _Semaphore] = defaultdict(_Semaphore)
         self._clocks = {queue: zero_clock() for queue in program.streams}
         self._position = dict.fromkeys(program.streams, 0)
 
-    def run(self) -> None:
+    def run(self) -> list[str]:
+        """Execute all queues; the faults found."""
         running = [queue for queue, stream in self._program.streams.items() if stream]
         while running and not self._faults:
             progress = [self._advance(queue) for queue in running]
@@ -73,15 +83,7 @@ class _Execution:
                 self._faults.append(self._deadlock(running))
         if not self._faults and (name := self._memory.unwritten_output()):
             self._faults.append(f"output {name} is not written completely")
-        if not self._faults:
-            self._faults = self._left_signals()
-        if self._faults:
-            lines = self._faults[:MOST_FAULTS]
-            raise CompileError(
-                "the program is not valid: " + "\n  ".join(lines),
-                Loc(self._program.name),
-                hint="a file that was not changed by hand and fails here shows a fault of the compiler",
-            )
+        return self._faults or self._left_signals()
 
     def _advance(self, queue: Queue) -> bool:
         """Run one queue until it waits or ends; whether it moved."""
@@ -220,11 +222,10 @@ def _stream_faults(program: Program) -> list[str]:
         if not stream or not isinstance(stream[-1], Halt):
             faults.append(f"{queue} does not end with halt")
         for position, instruction in enumerate(stream):
-            what = _misplaced(program, queue, instruction)
+            what = _misplaced(program, queue, instruction) or _empty(instruction)
             if what:
                 faults.append(f"{queue}[{position}] {disassemble(instruction)}: {what}")
-    for position, (queue, stream) in enumerate(program.streams.items()):
-        del position
+    for queue, stream in program.streams.items():
         if any(isinstance(instruction, Halt) for instruction in stream[:-1]):
             faults.append(f"{queue} goes on behind a halt")
     return faults
@@ -246,6 +247,10 @@ def _misplaced(program: Program, queue: Queue, instruction: Instruction) -> str:
         case ConvTile() | FcTile() | PoolSetup() | Soma():
             return "" if queue in ENGINES else f"{queue} has no unit for it"
     return ""
+
+
+def _empty(instruction: Instruction) -> str:
+    return next((f"{name} is 0" for name in _SIZES_OF[type(instruction)] if getattr(instruction, name) == 0), "")
 
 
 def _name(resource: object) -> str:

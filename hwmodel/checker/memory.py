@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 
 from hwmodel.checker.clocks import QUEUES, Clock, culprit, zero_clock
 from hwmodel.isa import Load, Store
-from hwmodel.program import Program, Role, Tensor
+from hwmodel.program import Format, Program, Role, Tensor
 
+MOST_CELLS = 1 << 16  # of a tensor whose stores are no grid
+_CONSTANTS = {Role.WEIGHT, Role.NEURON}
 _INITIAL = {Role.INPUT, Role.WEIGHT, Role.NEURON}
 
 
 class TensorState:
     """Cells of one tensor, cut at every boundary of a store, with their last accesses."""
 
-    def __init__(self, tensor: Tensor, stores: Sequence[Store]) -> None:
+    def __init__(self, tensor: Tensor, bounds: Sequence[Sequence[int]]) -> None:
         self.tensor = tensor
-        self.bounds = [
-            sorted({0, size, *(edge for box in map(store_box, stores) for edge in box[axis] if edge <= size)})
-            for axis, size in enumerate(tensor.shape)
-        ]
-        cells = tuple(len(bound) - 1 for bound in self.bounds)
+        self.bounds = bounds
+        cells = _cell_counts(bounds)
         self.written = np.full(cells, tensor.role in _INITIAL)
         self.reads = np.zeros((*cells, len(QUEUES)), np.int64)
         self.writes = np.zeros((*cells, len(QUEUES)), np.int64)
@@ -35,6 +35,19 @@ class TensorState:
             slice(bisect_right(bound, low) - 1, bisect_left(bound, high))
             for bound, (low, high) in zip(self.bounds, box, strict=True)
         )
+
+
+def _cut(tensor: Tensor, stores: Sequence[Store]) -> list[list[int]]:
+    """The edges of all stores to a tensor, along each axis."""
+    boxes = [store_box(store) for store in stores]
+    return [
+        sorted({0, size, *(edge for box in boxes for edge in box[axis] if 0 <= edge <= size)})
+        for axis, size in enumerate(tensor.shape)
+    ]
+
+
+def _cell_counts(bounds: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(len(bound) - 1 for bound in bounds)
 
 
 def store_box(store: Store | Load) -> tuple[tuple[int, int], ...]:
@@ -57,12 +70,19 @@ class MemoryState:
             for instruction in stream:
                 if isinstance(instruction, Store):
                     stores.setdefault(instruction.tensor, []).append(instruction)
-        self._states = [TensorState(tensor, stores.get(index, ())) for index, tensor in enumerate(program.tensors)]
-        self._shared = [
-            [other for other in self._states if other is not state and _overlap(other.tensor, state.tensor)]
-            for state in self._states
-        ]
-        self.stored = set(stores)
+        self.faults: list[str] = []
+        self._states: list[TensorState] = []
+        for index, tensor in enumerate(program.tensors):
+            own = stores.get(index, ())
+            bounds = _cut(tensor, own)
+            if prod(_cell_counts(bounds)) > MOST_CELLS + 16 * len(own):  # a grid has as many cells as stores
+                self.faults.append(f"{len(own)} stores cut {tensor.name} into more than {MOST_CELLS} pieces")
+                bounds = _cut(tensor, ())
+            self._states.append(TensorState(tensor, bounds))
+        self._shared: list[list[TensorState]] = [[] for _ in self._states]
+        for left, right in _overlaps(program.tensors):
+            self._shared[left].append(self._states[right])
+            self._shared[right].append(self._states[left])
 
     def load(self, load: Load, queue: int, clock: Clock) -> str:
         """A DMA read; rows and columns may lie outside (halo)."""
@@ -131,6 +151,16 @@ def _overlap(left: Tensor, right: Tensor) -> bool:
     return left.address < right.address + right.size_bytes and right.address < left.address + left.size_bytes
 
 
+def _overlaps(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """Pairs of tensors that share bytes, by a sweep over the addresses."""
+    active: list[int] = []
+    for index in sorted(range(len(tensors)), key=lambda i: tensors[i].address):
+        tensor = tensors[index]
+        active = [i for i in active if tensors[i].address + tensors[i].size_bytes > tensor.address]
+        yield from ((other, index) for other in active if _overlap(tensors[other], tensor))
+        active.append(index)
+
+
 def table_faults(program: Program) -> list[str]:
     """Faults of the tensor table itself."""
     faults = []
@@ -140,9 +170,10 @@ def table_faults(program: Program) -> list[str]:
             faults.append(f"tensor {tensor.name} ends beyond the memory of {capacity} bytes")
         if tensor.memory >= program.config.memory.count:
             faults.append(f"tensor {tensor.name} stands in memory {tensor.memory}, which does not exist")
-    constants = [t for t in program.tensors if t.role in (Role.WEIGHT, Role.NEURON)]
-    for constant in constants:
-        for other in program.tensors:
-            if other is not constant and _overlap(constant, other):
-                faults.append(f"constant {constant.name} shares bytes with {other.name}")
+        if tensor.role in _CONSTANTS and tensor.format is not Format.FP16:
+            faults.append(f"constant {tensor.name} is {tensor.format}, must be {Format.FP16}")
+    for pair in _overlaps(program.tensors):
+        one, other = sorted((program.tensors[i] for i in pair), key=lambda t: t.role not in _CONSTANTS)
+        if one.role in _CONSTANTS:
+            faults.append(f"constant {one.name} shares bytes with {other.name}")
     return faults

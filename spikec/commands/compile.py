@@ -11,7 +11,7 @@ from hwmodel.config import load_config
 from hwmodel.errors import CompileError, Loc
 from hwmodel.program_file import save_program
 from hwmodel.timing import program_timing
-from spikec.commands.talk import print_json, print_table, progress_bar, stderr
+from spikec.commands.talk import Json, print_json, print_table, progress_bar, stderr
 from spikec.models import load_model
 
 
@@ -50,7 +50,7 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
     )
     save_program(compiled.program, request.output)
     program, timing = compiled.program, program_timing(compiled.program)
-    result = {
+    result: dict[str, Json] = {
         "program": str(request.output),
         "layers": len(program.layers),
         "instructions": program.instructions,

@@ -100,8 +100,8 @@ GOLDEN = {
     ),
     "double precision": (
         layer(lambda: nn.Sequential(nn.Linear(3, 3)).double(), torch.rand(2, 3)),
-        "net: error: torch.export cannot trace the network: RuntimeError: expected m1 and m2 to have the "
-        "same dtype, but got: float != double",
+        "0: error: 0: aten.linear.default: 0.weight is torch.float64, must be torch.float32\n"
+        "  hint: call module.float()",
     ),
 }
 
@@ -123,14 +123,31 @@ class Forward(nn.Module):
         self.fc = nn.Linear(3, 3)
         self.norm = nn.BatchNorm1d(2)
         self.state = nn.Buffer(torch.zeros(3))
+        self.memory: dict[str, list[Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x)
 
 
-def count_calls(net: Forward, x: Tensor) -> Tensor:
-    net.state += x.mean((0, 1))
-    return net.fc(x) + net.state
+def running_buffer(net: Forward, x: Tensor) -> Tensor:
+    y = net.fc(x) * net.state
+    net.state = net.state + x.mean((0, 1))
+    return y
+
+
+def buffer_in_place(net: Forward, x: Tensor) -> Tensor:
+    net.state.copy_(x.mean((0, 1)))
+    return net.fc(x)
+
+
+def membrane_attribute(net: Forward, x: Tensor) -> Tensor:
+    net.v = 0.5 * getattr(net, "v", 0.0) + x
+    return net.fc(net.v)
+
+
+def membrane_in_a_list(net: Forward, x: Tensor) -> Tensor:
+    net.memory["v"] = [x]
+    return net.fc(x)
 
 
 def overwrite(net: Forward, x: Tensor) -> Tensor:
@@ -141,7 +158,10 @@ def overwrite(net: Forward, x: Tensor) -> Tensor:
 
 
 MESSAGES = {
-    "state is kept": (count_calls, "the network writes its buffers (state)"),
+    "running buffer": (running_buffer, "the network keeps tensors between calls: state"),
+    "buffer in place": (buffer_in_place, "the network keeps tensors between calls: state"),
+    "membrane attribute": (membrane_attribute, "the network keeps tensors between calls: v"),
+    "membrane in a list": (membrane_in_a_list, "the network keeps tensors between calls: memory['v'][0]"),
     "late read": (overwrite, "aten.add_.Tensor: overwrites a value that is read later"),
     "two outputs": (lambda net, x: (x, net.fc(x)), "1 inputs and 2 outputs"),
     "control flow": (lambda net, x: x if x.sum() > 0 else -x, "torch.export cannot trace the network"),
@@ -156,7 +176,7 @@ MESSAGES = {
     "constant added": (lambda net, x: net.lif(x) + 1.0, "adds a constant"),
     "alpha": (lambda net, x: torch.add(net.lif(x), x, alpha=2), "alpha is 2"),
     "product": (lambda net, x: net.lif(x) * x, "multiplies two activations"),
-    "factor per feature and sample": (lambda net, x: net.lif(x) * torch.ones(2, 3), "multiplies"),
+    "factor per feature and sample": (lambda net, x: net.lif(x) * torch.tensor([[1.0, 2, 3], [4, 5, 6]]), "multiplies"),
     "division": (lambda net, x: net.lif(x) / 3, "divides by 3, whose reciprocal is not exact"),
     "active dropout": (lambda net, x: functional.dropout(x), "dropout is active in evaluation mode"),
     "merged neuron": (lambda net, x: net.merged(net.lif(x)), "takes time from the merged first axis"),

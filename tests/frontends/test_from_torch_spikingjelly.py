@@ -167,7 +167,7 @@ REFUSALS = {
         "  hint: functional.set_step_mode(net, 'm') and an input (T, N, ...)"
     ),
     called_twice: (
-        "0: error: 0: spikec.neuron.default: this neuron is called twice; it would go on from its state\n"
+        "2: error: 2: spikec.neuron.default: this neuron is called twice; it would go on from its state\n"
         "  hint: use two modules"
     ),
     lambda: nn.Sequential(neuron.ParametricLIFNode(step_mode="m")): (
@@ -198,6 +198,27 @@ def test_refusals(build: object) -> None:
     assert str(fault.value) == REFUSALS[build]
 
 
+class MergedTime(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = neuron.IFNode(step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.node(x.repeat(T, 1))
+
+
 def test_merged_time_is_refused() -> None:
     with pytest.raises(CompileError, match=r"takes time from its own first axis, \(T, N, ...\), it gets"):
-        from_torch(nn.Sequential(nn.Conv2d(2, 2, 3), neuron.IFNode(step_mode="m")), torch.rand(T, 2, 4, 4), T)
+        from_torch(MergedTime(), torch.rand(2, 3), T)
+
+
+def test_a_nodes_state_and_hooks_are_left_alone() -> None:
+    node = neuron.IFNode(step_mode="m")
+    calls: list[object] = []
+    node.register_forward_hook(lambda *_: calls.append(None))
+    node(torch.rand(T, 2, 3))
+    state = node.v
+    from_torch(nn.Sequential(node), torch.rand(T, 2, 3), T)
+    assert node.v is state
+    assert len(calls) == 1
+    assert node.surrogate_function.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,9 +51,9 @@ class Lif(Op):
         _check_decay(self.decay, x.size("C"), site)
         for what in ("threshold", "input_scale", "leak_bias", "reset_value", "initial"):
             _finite(getattr(self, what), x.size("C"), what, site)
-        if not self.surrogate.width > 0.0 or not np.isfinite(self.surrogate.width):
+        if not self.surrogate.width > 0.0 or not math.isfinite(self.surrogate.width):
             raise site.fail(f"surrogate width is {self.surrogate.width}, must be positive and finite")
-        if not np.isfinite((self.surrogate.scale, self.surrogate.offset)).all():
+        if not (math.isfinite(self.surrogate.scale) and math.isfinite(self.surrogate.offset)):
             raise site.fail("surrogate scale and offset must be finite")
         return x.of(DType.SPIKE)
 

@@ -14,11 +14,11 @@ from compiler.ir import CompileError, Graph, Loc
 from compiler.ir.file import load_graph, save_graph
 from compiler.ir.ops import Array
 from compiler.ir.text import parse_graph, print_graph
-from tests.conftest import Golden
+from tests.golden import Golden
 from tests.strategies import RandomNetwork, networks
 
 TEXT = """graph "small" {
-  %x = input(shape=(3, N, 2), dtype=spike, axes=TNC)
+  %x = input(shape=(3, N, 2), dtype=spike, axes=TNC) loc("zoo.py":4)
   %fc = linear(%x, weight=@w, bias=@b) loc("zoo.py":5)
   return %fc
 }
@@ -121,7 +121,7 @@ def test_files_that_hold_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     forged(Path("missing.spk"), {"w": W}, text)
     forged(Path("surplus.spk"), {**both, "c": B, "d": B}, text)
     forged(Path("misshapen.spk"), {"w": W.T.copy(), "b": B}, text)
-    forged(Path("double.spk"), {"w": W.astype(np.float64), "b": B}, text)  # type: ignore[dict-item]
+    forged(Path("double.spk"), {"w": W.astype(np.float64), "b": B}, text)
     forged(Path("nan.spk"), {"w": W, "b": B * np.nan}, text)
     forged(Path("bad_text.spk"), both, {"spikec.graph": HEADER + TEXT.replace("linear", "dense")})
     names = ["absent.spk", *sorted(path.name for path in Path().iterdir() if path.name != "whole.spk")]

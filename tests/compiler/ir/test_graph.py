@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from compiler.ir import CompileError, DType, Graph, Loc, Node, Param
 from compiler.ir.ops import Add, Conv2d, Flatten, Input, Lif, Linear, parameter_names
-from tests.conftest import Golden
+from tests.golden import Golden
 from tests.strategies import RandomNetwork, networks
 
 INPUT = Node("x", Input(shape=(3, "N", 2), dtype=DType.SPIKE, axes="TNC"), (), Loc("net.py", 1))

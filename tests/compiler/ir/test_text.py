@@ -40,7 +40,7 @@ from compiler.ir.ops import (
     Scale,
 )
 from compiler.ir.text import parse_graph, print_graph
-from tests.conftest import Golden
+from tests.golden import Golden
 from tests.strategies import RandomNetwork, networks
 
 SMALL = """graph "small" {
@@ -50,6 +50,7 @@ SMALL = """graph "small" {
   return %lif
 }
 """
+HERE = Loc("test_text.py")
 ARRAYS = {"w": np.ones((4, 2), np.float32)}
 
 
@@ -83,7 +84,7 @@ def every_op() -> Graph:
     return Graph("every op", tuple(nodes), "read", arrays)
 
 
-def lif_graph(lif: Lif, *, names: tuple[str, str] = ("x", "y"), title: str = "g", loc: Loc = Loc("f")) -> Graph:
+def lif_graph(lif: Lif, *, names: tuple[str, str] = ("x", "y"), title: str = "g", loc: Loc = HERE) -> Graph:
     source = Input(shape=(2, "N", 1), dtype=DType.F32, axes="TNC")
     arrays = {value.name: np.ones(1, np.float32) for value in (lif.decay,) if isinstance(value, Param)}
     nodes = (Node(names[0], source, (), loc), Node(names[1], lif, names[:1], loc))
@@ -180,6 +181,7 @@ FAULTS = [
     ("%x, weight", "%x, %x, weight"),
     ("%fc =", "%x ="),
     ("decay=0.5", "decay=0.5.1"),
+    ("decay=0.5", "decay=1_0"),
     ("decay=0.5", "decay=1e999"),
     ("decay=0.5", "decay=nan"),
     ("decay=0.5", "decay=1.5"),
