@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,38 +14,45 @@ from hwmodel.program import Format, Program
 from runtime.memory import Values
 
 F32 = npt.NDArray[np.float32]
+OVERFLOW = 65520.0  # the smallest magnitude that FP16 rounds to infinity
+
+
+def check_inputs(program: Program, x: F32) -> None:
+    """Refuse samples that the program cannot take.
+
+    Shapes: x (N, C, H, W), (N, C), or with T in front.
+    Raises: CompileError for a wrong shape, no samples, values that are not finite, leave FP16, or are not binary.
+    """
+    host, loc = program.host, Loc(program.name)
+    lead = x.shape[: 2 if host.input_has_time else 1]
+    fits = x.shape[len(lead) :] == host.input_shape and (not host.input_has_time or lead[:1] == (program.timesteps,))
+    if not fits:
+        want = f"({program.timesteps}, N)" if host.input_has_time else "(N)"
+        raise CompileError(f"input has shape {x.shape}, the program takes {want} + {host.input_shape}", loc)
+    if lead[-1] == 0:
+        raise CompileError(f"input of shape {x.shape} has no samples", loc)
+    if not np.isfinite(x).all():
+        raise CompileError("input holds a NaN or infinite value", loc)
+    takes_spikes = program.tensors[program.input_index].format is Format.S1
+    if takes_spikes and host.input_has_time and not np.isin(x, (0.0, 1.0)).all():
+        raise CompileError("input is not binary, the program takes spikes", loc, hint="encode it first")
+    if not takes_spikes and np.abs(x).max() >= OVERFLOW:
+        raise CompileError("input overflows FP16 (largest 65504)", loc, hint="scale the input down")
 
 
 def encode_inputs(program: Program, x: F32, first_sample: int) -> Values:
     """One sub-batch as the machine's input tensor; missing samples are zero.
 
-    Shapes: x (N, C, H, W), (N, C), or with T in front; the result (t, n, y, x, c).
-    Raises: CompileError for a wrong shape, values that are not finite, leave FP16, or are not binary.
+    Needs: inputs that check_inputs passes. Shapes: x as there, the result (t, n, y, x, c).
     """
-    host = program.host
-    loc = Loc(program.name)
-    want = host.input_shape
-    shape = x.shape[2:] if host.input_has_time else x.shape[1:]
-    steps_fit = not host.input_has_time or x.shape[0] == program.timesteps
-    if tuple(shape) != want or not steps_fit or x.ndim != len(want) + 1 + host.input_has_time:
-        lead = f"({program.timesteps}, N)" if host.input_has_time else "(N)"
-        raise CompileError(f"input has shape {x.shape}, the program takes {lead} + {want}", loc)
-    if not np.isfinite(x).all():
-        raise CompileError("input holds a NaN or infinite value", loc)
+    want = program.host.input_shape
     sequence = _encoded(program, x, first_sample)
-    batch = program.batch
-    padded = np.zeros((sequence.shape[0], batch, *sequence.shape[2:]), np.float32)
+    padded = np.zeros((sequence.shape[0], program.batch, *sequence.shape[2:]), np.float32)
     padded[:, : sequence.shape[1]] = sequence
     maps = padded.reshape(*padded.shape[:2], *want, *(1,) * (3 - len(want)))
-    tensor = program.tensors[program.input_index]
-    last = maps.transpose(0, 1, 3, 4, 2)
-    if tensor.format is Format.S1:
-        if not np.isin(last, (0.0, 1.0)).all():
-            raise CompileError("input is not binary, the program takes spikes", loc, hint="encode it first")
-        return np.ascontiguousarray(last.astype(np.uint8))
-    if np.abs(last).max(initial=0.0) >= 65520.0:
-        raise CompileError("input overflows FP16 (largest 65504)", loc, hint="scale the input down")
-    return np.ascontiguousarray(last.astype(np.float16))
+    is_spikes = program.tensors[program.input_index].format is Format.S1
+    dtype = np.uint8 if is_spikes else np.float16
+    return cast(Values, np.ascontiguousarray(maps.transpose(0, 1, 3, 4, 2).astype(dtype)))
 
 
 def _encoded(program: Program, x: F32, first_sample: int) -> F32:

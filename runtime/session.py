@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hwmodel.errors import CompileError, Loc
 from hwmodel.program import Program
 from runtime.engines import Engines
-from runtime.host import F32, encode_inputs, read_out
+from runtime.host import F32, check_inputs, encode_inputs, read_out
 from runtime.machine import Machine
 from runtime.traces import Traces
 
@@ -46,9 +45,8 @@ def run_program(
     Raises: CompileError for inputs that do not fit, and where a value leaves FP16.
     """
     start = time.perf_counter()
+    check_inputs(program, x)
     axis = 1 if program.host.input_has_time else 0
-    if x.ndim <= axis or x.shape[axis] == 0:
-        raise CompileError(f"input of shape {x.shape} has no samples", Loc(program.name))
     total = x.shape[axis]
     outputs: list[F32] = []
     kept: list[Traces] = []

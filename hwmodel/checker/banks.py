@@ -63,6 +63,7 @@ class BankRules:
         self._program = program
         self._config = program.config
         self.contents: dict[Place, Content] = {}
+        self._sums: set[Place] = set()  # partial sums that nothing has read yet
         self._lut: LutProgram | None = None
         self._pools: dict[tuple[Queue, int], PoolSetup] = {}
 
@@ -78,6 +79,11 @@ class BankRules:
         if place not in self.contents:
             raise BankError(f"reads bank {place[1]} of {place[0]}, which nothing was written to")
         return self.contents[place]
+
+    def take(self, place: Place) -> Content:
+        """The content of a bank whose partial sums, if it holds some, are now used."""
+        self._sums.discard(place)
+        return self.need(place)
 
     def load(self, load: Load) -> None:
         """The bank after a DMA load."""
@@ -172,6 +178,9 @@ class BankRules:
         content = Content(format=Format.FP16, nt=steps, nn=tile.nn, h=h, w=w, nc=tile.cols)
         if tile.accumulate and self.need(place) != content:
             raise BankError(f"accumulates {content} onto {self.contents[place]}")
+        if not tile.accumulate and place in self._sums:
+            raise BankError(f"starts anew on bank {place[1]} of {place[0]}, whose partial sums nothing has read")
+        self._sums.add(place)
         full = Content(format=Format.FP16, nt=tile.nt, nn=tile.nn, h=h, w=w, nc=tile.cols)
         self.put(place, full)
         self.contents[place] = content
@@ -190,7 +199,7 @@ class BankRules:
     def soma(self, queue: Queue, soma: Soma) -> None:
         """Input, parameters, states and results of the Soma."""
         banks = ENGINES[queue]
-        x = self.need((banks.psum, soma.psum_bank))
+        x = self.take((banks.psum, soma.psum_bank))
         want = (soma.nn, soma.h, soma.w, soma.cols)
         if (x.nn, x.h, x.w, x.nc) != want or x.nt not in (1, soma.nt):
             raise BankError(f"needs {soma.nt} steps of {want}, finds {x}")
@@ -212,6 +221,7 @@ class BankRules:
         fires = soma.fire2 if soma.present2 else (soma.fire1 or not soma.present1)
         kind = Format.S1 if fires else Format.FP16
         out = Content(format=kind, nt=soma.nt, nn=soma.nn, h=h2, w=w2, nc=soma.cols)
+        del self.contents[banks.psum, soma.psum_bank]
         self.put((banks.out, soma.out_bank) if fires else (banks.psum, soma.psum_bank), out)
 
     def _pooled(self, queue: Queue, slot: int, kind: PoolKind, h: int, w: int) -> tuple[int, int]:

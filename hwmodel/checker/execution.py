@@ -134,7 +134,7 @@ class _Execution:
             case Store():
                 place = (instruction.buffer, instruction.bank)
                 self._access(queue, clock, reads=(place,))
-                self._check_stored(instruction, self._banks.need(place))
+                self._check_stored(instruction, self._banks.take(place))
                 self._check_memory(queue, self._memory.store(instruction, INDEX[queue], clock))
             case LutProgram():
                 weight_bank = (ENGINES[queue].weights, instruction.w_bank)

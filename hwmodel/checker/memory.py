@@ -170,6 +170,8 @@ def table_faults(program: Program) -> list[str]:
             faults.append(f"tensor {tensor.name} ends beyond the memory of {capacity} bytes")
         if tensor.memory >= program.config.memory.count:
             faults.append(f"tensor {tensor.name} stands in memory {tensor.memory}, which does not exist")
+        if tensor.mirrored and tensor.role not in _CONSTANTS:
+            faults.append(f"tensor {tensor.name} is mirrored, but no constant")
         if tensor.role in _CONSTANTS and tensor.format is not Format.FP16:
             faults.append(f"constant {tensor.name} is {tensor.format}, must be {Format.FP16}")
     for pair in _overlaps(program.tensors):

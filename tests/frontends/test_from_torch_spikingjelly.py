@@ -213,7 +213,7 @@ def test_merged_time_is_refused() -> None:
 
 
 def test_a_nodes_state_and_hooks_are_left_alone() -> None:
-    node = neuron.IFNode(step_mode="m")
+    node = neuron.IFNode(surrogate_function=surrogate.ATan(), step_mode="m")
     calls: list[object] = []
     node.register_forward_hook(lambda *_: calls.append(None))
     node(torch.rand(T, 2, 3))

@@ -73,7 +73,7 @@ def with_stream(program: Program, queue: Queue, stream: tuple[Instruction, ...])
 def _compiled(ops: tuple[tuple[str, Op], ...], shapes: Mapping[str, tuple[int, ...]]) -> Program:
     rng = np.random.default_rng(0)
     arrays: dict[str, Array] = {
-        name: (np.round(4 * rng.normal(0.25, 1, shape)) / 16).astype(np.float32) for name, shape in shapes.items()
+        name: (np.round(4 * rng.normal(0, 1, shape)) / 16).astype(np.float32) for name, shape in shapes.items()
     }
     names = [name for name, _ in ops]
     nodes = tuple(
