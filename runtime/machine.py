@@ -75,6 +75,7 @@ class Machine:
         self._memory.arrays[source][...] = inputs
         self._memory.versions[source] += 1
         self._traces = traces
+        self._soma.reset()
         self._soma.probe = traces is not None
         self._execute()
         return self._memory.arrays[output].copy()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import Buffer, PoolSetup, Queue, Soma, Store
 from hwmodel.isa import PoolKind as PoolKindField
-from hwmodel.program import Program
+from hwmodel.program import Program, Role
 from runtime.engines import (
     F16,
     Compare,
@@ -52,7 +53,13 @@ class SomaUnit:
         self._engines = engines
         self.probe = False  # whether to keep every neuron's spikes and membrane potential
         self._setups: dict[tuple[Queue, int], PoolSetup] = {}
+        self._done = [0] * len(program.layers)
         self._probes: dict[tuple[Buffer, int], tuple[tuple[StageProbe, ...], tuple[int, int]]] = {}
+
+    def reset(self) -> None:
+        """Forget the last run."""
+        self._done = [0] * len(self._program.layers)
+        self._probes.clear()
 
     def set_pool(self, queue: Queue, setup: PoolSetup) -> None:
         """Windows for the next Soma instructions of that queue."""
@@ -77,6 +84,7 @@ class SomaUnit:
         result = self._engines.soma(x, plan, params, state, self.probe)
         if not result.finite:
             raise self._overflow(soma, x, plan, params, state)
+        self._done[soma.layer] += 1
         self._write(places, soma, result, banks)
 
     def _write(
@@ -186,12 +194,25 @@ class SomaUnit:
             faulty = [np.argwhere(~np.isfinite(probe.membrane)) for probe in probes]
             where = next((found for found in faulty if found.size), np.zeros((1, 5), int))
         step, sample, _, _, channel = (int(value) for value in where[0])
+        place = self._place(soma)
         return CompileError(
-            f"{layer.name}: a {what} overflows FP16 at step {step} of the block, sample {sample}, "
-            f"channel {channel} of its column block",
+            f"{layer.name}: a {what} overflows FP16 at step {place.t0 + step}, channel {place.c0 + channel}, "
+            f"sample {place.n0 + sample} of the sub-batch",
             Loc(self._program.name),
             hint="scale the layer's weights, threshold and bias down together",
         )
+
+    def _place(self, soma: Soma) -> Store:
+        """Where the results of this Soma instruction go: the stores of a layer stand in the same order."""
+        stores = (
+            instruction
+            for stream in self._program.streams.values()
+            for instruction in stream
+            if isinstance(instruction, Store)
+            and instruction.layer == soma.layer
+            and self._program.tensors[instruction.tensor].role is not Role.STATE
+        )
+        return next(islice(stores, self._done[soma.layer], None))
 
 
 def _over_time(values: Values, soma: Soma) -> Values:

@@ -129,7 +129,7 @@ def _linear(layer: NetworkLayer, engine: Queue, config: H2LearnConfig, rows: int
             first_channel=first,
             channels=min(step, features - first),
             first_piece=0,
-            rows=rows,
+            rows=rows if engine is Queue.FE else min(step, features - first),
             groups=-(-min(step, features - first) // per_group) if engine is Queue.FE else 0,
         )
         for first in range(0, features, step)

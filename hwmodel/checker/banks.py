@@ -63,7 +63,7 @@ class BankRules:
         self._program = program
         self._config = program.config
         self.contents: dict[Place, Content] = {}
-        self._sums: set[Place] = set()  # partial sums that nothing has read yet
+        self.unread: set[Place] = set()  # banks written and not yet read
         self._lut: LutProgram | None = None
         self._pools: dict[tuple[Queue, int], PoolSetup] = {}
 
@@ -72,18 +72,17 @@ class BankRules:
         limit = self._config.bank_bytes(place[0])
         if content.size_bytes > limit:
             raise BankError(f"{content} is {content.size_bytes} bytes, a bank of {place[0]} holds {limit}")
+        if place in self.unread:
+            raise BankError(f"overwrites bank {place[1]} of {place[0]}, which nothing has read")
         self.contents[place] = content
+        self.unread.add(place)
 
     def need(self, place: Place) -> Content:
-        """The content of a bank that must have one."""
+        """The content of a bank that must have one, now read."""
         if place not in self.contents:
             raise BankError(f"reads bank {place[1]} of {place[0]}, which nothing was written to")
+        self.unread.discard(place)
         return self.contents[place]
-
-    def take(self, place: Place) -> Content:
-        """The content of a bank whose partial sums, if it holds some, are now used."""
-        self._sums.discard(place)
-        return self.need(place)
 
     def load(self, load: Load) -> None:
         """The bank after a DMA load."""
@@ -178,9 +177,6 @@ class BankRules:
         content = Content(format=Format.FP16, nt=steps, nn=tile.nn, h=h, w=w, nc=tile.cols)
         if tile.accumulate and self.need(place) != content:
             raise BankError(f"accumulates {content} onto {self.contents[place]}")
-        if not tile.accumulate and place in self._sums:
-            raise BankError(f"starts anew on bank {place[1]} of {place[0]}, whose partial sums nothing has read")
-        self._sums.add(place)
         full = Content(format=Format.FP16, nt=tile.nt, nn=tile.nn, h=h, w=w, nc=tile.cols)
         self.put(place, full)
         self.contents[place] = content
@@ -199,7 +195,7 @@ class BankRules:
     def soma(self, queue: Queue, soma: Soma) -> None:
         """Input, parameters, states and results of the Soma."""
         banks = ENGINES[queue]
-        x = self.take((banks.psum, soma.psum_bank))
+        x = self.need((banks.psum, soma.psum_bank))
         want = (soma.nn, soma.h, soma.w, soma.cols)
         if (x.nn, x.h, x.w, x.nc) != want or x.nt not in (1, soma.nt):
             raise BankError(f"needs {soma.nt} steps of {want}, finds {x}")
@@ -221,7 +217,7 @@ class BankRules:
         fires = soma.fire2 if soma.present2 else (soma.fire1 or not soma.present1)
         kind = Format.S1 if fires else Format.FP16
         out = Content(format=kind, nt=soma.nt, nn=soma.nn, h=h2, w=w2, nc=soma.cols)
-        del self.contents[banks.psum, soma.psum_bank]
+        del self.contents[banks.psum, soma.psum_bank]  # sums are used once; membranes may replace them
         self.put((banks.out, soma.out_bank) if fires else (banks.psum, soma.psum_bank), out)
 
     def _pooled(self, queue: Queue, slot: int, kind: PoolKind, h: int, w: int) -> tuple[int, int]:

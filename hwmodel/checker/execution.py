@@ -83,7 +83,7 @@ class _Execution:
                 self._faults.append(self._deadlock(running))
         if not self._faults and (name := self._memory.unwritten_output()):
             self._faults.append(f"output {name} is not written completely")
-        return self._faults or self._left_signals()
+        return self._faults or self._left_over()
 
     def _advance(self, queue: Queue) -> bool:
         """Run one queue until it waits or ends; whether it moved."""
@@ -134,7 +134,7 @@ class _Execution:
             case Store():
                 place = (instruction.buffer, instruction.bank)
                 self._access(queue, clock, reads=(place,))
-                self._check_stored(instruction, self._banks.take(place))
+                self._check_stored(instruction, self._banks.need(place))
                 self._check_memory(queue, self._memory.store(instruction, INDEX[queue], clock))
             case LutProgram():
                 weight_bank = (ENGINES[queue].weights, instruction.w_bank)
@@ -207,8 +207,9 @@ class _Execution:
         assert isinstance(instruction, Wait)
         return instruction.semaphore
 
-    def _left_signals(self) -> list[str]:
-        return [
+    def _left_over(self) -> list[str]:
+        unread = [f"{_name(place)} is written, and never read" for place in sorted(self._banks.unread)]
+        return unread + [
             f"semaphore {number} is signalled {len(semaphore.clocks)} times more than waited for"
             for number, semaphore in self._semaphores.items()
             if semaphore.clocks

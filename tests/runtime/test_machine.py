@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -127,18 +128,20 @@ def test_split_layers_give_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "threshold", "what"),
-    [(3000.0, 60000.0, "partial sum"), (900.0, 65000.0, "membrane potential")],
+    ("weight", "threshold", "what", "step"),
+    [(3000.0, 60000.0, "partial sum", 0), (900.0, 65000.0, "membrane potential", 2)],
 )
 @pytest.mark.parametrize("make", [golden, fast])
-def test_overflow_is_reported_with_its_place(weight: float, threshold: float, what: str, make: object) -> None:
+def test_overflow_is_reported_with_its_place(
+    weight: float, threshold: float, what: str, step: int, make: Callable[[], Engines]
+) -> None:
     graph = _overflowing(weight, threshold)
     x = np.ones((6, 1, 4, 5, 5), np.float32)
-    assert callable(make)
     with pytest.raises(CompileError) as caught:
         run(graph, x, make(), CONFIG, 1)
-    assert caught.value.message.startswith(f"conv: a {what} overflows FP16 at step ")
-    assert "channel 1 " in caught.value.message
+    assert (
+        caught.value.message == f"conv: a {what} overflows FP16 at step {step}, channel 19, sample 0 of the sub-batch"
+    )
 
 
 def test_input_that_does_not_fit_is_refused() -> None:
@@ -189,13 +192,34 @@ def _network(timesteps: int) -> tuple[Graph, F32]:
 
 
 def _overflowing(weight: float, threshold: float) -> Graph:
-    """All weights of channel 1 are large: 36 taps x 3000, or 36 x 900 summed over steps with decay 1."""
+    """All weights of channel 19 are large: 36 taps x 3000 > 65504, or 36 x 900 with decay 1 > 65504 at step 2."""
     loc = Loc("network.py", 1)
-    weights = np.zeros((3, 4, 3, 3), np.float32)
-    weights[1] = weight
+    weights = np.zeros((20, 4, 3, 3), np.float32)
+    weights[19] = weight
     nodes = (
         Node("x", Input(shape=(6, "N", 4, 5, 5), dtype=DType.SPIKE, axes="TNCHW"), (), loc),
         Node("conv", Conv2d(weight=Param("w")), ("x",), loc),
         Node("lif", Lif(decay=1.0, threshold=threshold), ("conv",), loc),
     )
     return Graph("overflow", nodes, "lif", {"w": weights})
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=SLOW_DATA)
+@given(features=st.integers(1, 40), outputs=st.integers(1, 70), timesteps=st.integers(1, 12), seed=st.integers(0, 99))
+def test_linear_layer_on_real_values(features: int, outputs: int, timesteps: int, seed: int) -> None:
+    """An encoding layer without a convolution; weights and inputs on a grid that FP16 holds exactly."""
+    rng = np.random.default_rng(seed)
+    loc = Loc("network.py", 1)
+    nodes = (
+        Node("x", Input(shape=("N", features), dtype=DType.F32, axes="NC"), (), loc),
+        Node("encode", Encode(kind=Encoding.DIRECT, timesteps=timesteps), ("x",), loc),
+        Node("linear", Linear(weight=Param("w"), bias=Param("b")), ("encode",), loc),
+        Node("lif", Lif(decay=0.0, threshold=0.5), ("linear",), loc),
+        Node("rate", Readout(kind=Reading.LAST), ("lif",), loc),
+    )
+    weights = {"w": rng.integers(-8, 9, (outputs, features)) / 8, "b": rng.integers(-8, 9, outputs) / 8}
+    graph = Graph("linear", nodes, "rate", {name: array.astype(np.float32) for name, array in weights.items()})
+    x = (rng.integers(0, 3, (5, features)) / 2).astype(np.float32)
+    want = evaluate(graph, torch.from_numpy(x)).output.numpy()
+    for engines in (golden(), fast()):
+        assert np.array_equal(run(graph, x, engines).outputs, want)
