@@ -1,0 +1,22 @@
+"""Each example runs, and says what it promises."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PROMISES = {
+    "own_network.py": "predictions that agree with PyTorch: 1.00",
+    "spikingjelly_network.py": "spikes of SpikingJelly and of the graph that differ: 0",
+}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if path.name.startswith("spikingjelly"):
+        pytest.importorskip("spikingjelly")
+    runpy.run_path(str(path), run_name="__main__")
+    assert PROMISES[path.name] in capsys.readouterr().out
