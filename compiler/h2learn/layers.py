@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from compiler.ir import DType, Encoding, Graph, Node, Reading, TensorType
+from compiler.ir import DType, Encoding, Graph, Node, Reading, Reset, TensorType
 from compiler.ir.ops import (
     Add,
     AvgPool2d,
@@ -146,7 +146,7 @@ def _refuse_unsupported(graph: Graph, node: Node) -> None:
             raise site.fail(f"{type(node.op).__name__} is left in the graph", "fold it first")
         case Encode():
             raise site.fail("encodes inside the network", "encode the input, before the first layer")
-        case Lif(reset_delay=True):
+        case Lif(reset=Reset.SOFT, reset_delay=True):
             raise site.fail("H2Learn's Soma resets in the step of the spike", "set reset_delay to False")
         case Conv2d() | Linear() | AvgPool2d() | MaxPool2d() | Lif() | Li():
             return

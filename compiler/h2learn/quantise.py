@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.h2learn.layers import NetworkLayer
-from compiler.ir import Compare, Graph, Node, Number, Reset
-from compiler.ir.ops import AvgPool2d, Conv2d, Flatten, Li, Lif, Linear, Site
+from compiler.ir import Compare, DType, Graph, Node, Number, Reset
+from compiler.ir.ops import AvgPool2d, Conv2d, Flatten, Li, Lif, Linear, MaxPool2d, Site
 from hwmodel.errors import CompileError
 
 F16 = npt.NDArray[np.float16]
@@ -65,12 +65,13 @@ def quantise(graph: Graph, layer: NetworkLayer) -> Quantised:
         scale = graph.site(first).channels(first.op.input_scale, channels, "input_scale")
     weights, bias, flushed, total = _weights(graph, layer, scale)
     stages = []
-    if first is not None or layer.pool1 is not None or layer.synapse is not None:
-        is_pool_only = layer.synapse is None and first is None
-        if not is_pool_only:
-            stages.append(_first_stage(graph, layer, bias, folds))
+    is_or = isinstance(layer.nodes[-1].op, MaxPool2d) and layer.source_type.dtype is DType.SPIKE
+    if layer.synapse is not None or first is not None or not is_or:
+        stages.append(_first_stage(graph, layer, bias, folds))
     if layer.neuron2 is not None:
         stages.append(_stage(graph, layer.neuron2, None, fold_leak=False, scaled=False))
+    elif layer.pool2 is not None and isinstance(layer.pool2.op, AvgPool2d):
+        stages.append(_raw_stage(graph, layer.pool2, None))
     return Quantised(weights=weights, stages=tuple(stages), flushed=flushed, total=total)
 
 
@@ -138,10 +139,14 @@ def _first_stage(graph: Graph, layer: NetworkLayer, bias: F32 | None, folds: boo
     if layer.neuron1 is not None:
         fold_leak = layer.synapse is not None and layer.pool1 is None
         return _stage(graph, layer.neuron1, bias, fold_leak=fold_leak, scaled=folds)
-    last = layer.nodes[-1]
-    table = np.zeros((NEURON_FIELDS, layer.pool1_type.size("C")), np.float16)
+    return _raw_stage(graph, layer.pool1 or layer.nodes[-1], bias)
+
+
+def _raw_stage(graph: Graph, node: Node, bias: F32 | None) -> SomaStage:
+    """A stage without a neuron: m = 0 * m + x."""
+    table = np.zeros((NEURON_FIELDS, graph.types[node.name].size("C")), np.float16)
     if bias is not None:
-        table[0] = to_f16(bias, "bias", graph.site(last))
+        table[0] = to_f16(bias, "bias", graph.site(node))
     return SomaStage(
         node="",
         fire=False,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from compiler.evaluate import evaluate
 from compiler.h2learn.compile import compile_inference
 from compiler.ir import CompileError, DType, Encoding, Graph, Loc, Node, Param, Reading, Reset
-from compiler.ir.ops import AvgPool2d, Conv2d, Encode, Flatten, Input, Li, Lif, Linear, Readout
+from compiler.ir.ops import AvgPool2d, Conv2d, Encode, Flatten, Input, Li, Lif, Linear, MaxPool2d, Readout
 from hwmodel.config import H2LearnConfig, config_from_mapping, load_config
 from runtime.engines import Engines, fast, golden
 from runtime.host import F32
@@ -223,3 +223,30 @@ def test_linear_layer_on_real_values(features: int, outputs: int, timesteps: int
     want = evaluate(graph, torch.from_numpy(x)).output.numpy()
     for engines in (golden(), fast()):
         assert np.array_equal(run(graph, x, engines).outputs, want)
+
+
+@pytest.mark.parametrize("pools", ["avg", "max", "max-avg", "avg-overlapping"])
+def test_network_that_ends_in_pooling(pools: str) -> None:
+    """Pooled spikes need no neuron where no layer follows; averages of 4 or 9 spikes, read out in f32."""
+    loc = Loc("network.py", 1)
+    ops = {
+        "avg": [AvgPool2d(kernel=(2, 2), stride=(2, 2))],
+        "max": [MaxPool2d(kernel=(2, 2), stride=(2, 2))],
+        "max-avg": [MaxPool2d(kernel=(2, 2), stride=(2, 2)), AvgPool2d(kernel=(2, 2), stride=(2, 2))],
+        "avg-overlapping": [AvgPool2d(kernel=(4, 4), stride=(2, 2), padding=(1, 1))],
+    }[pools]
+    nodes = [
+        Node("x", Input(shape=(3, "N", 2, 12, 9), dtype=DType.SPIKE, axes="TNCHW"), (), loc),
+        Node("conv", Conv2d(weight=Param("w"), padding=(1, 1)), ("x",), loc),
+        Node("lif", Lif(decay=0.5, threshold=1.0), ("conv",), loc),
+    ]
+    for number, op in enumerate(ops):
+        nodes.append(Node(f"pool{number}", op, (nodes[-1].name,), loc))
+    nodes.append(Node("rate", Readout(kind=Reading.RATE), (nodes[-1].name,), loc))
+    rng = np.random.default_rng(3)
+    weights = rng.integers(-4, 9, (20, 2, 3, 3)) / 8
+    graph = Graph("network", tuple(nodes), "rate", {"w": weights.astype(np.float32)})
+    x = (rng.random((3, 5, 2, 12, 9)) < 0.4).astype(np.float32)
+    want = evaluate(graph, torch.from_numpy(x)).output.numpy()
+    for engines in (golden(), fast()):
+        assert np.allclose(run(graph, x, engines).outputs, want, rtol=0, atol=2e-3)  # FP16 of 1/16 multiples, mean
