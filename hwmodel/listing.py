@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hwmodel.isa import disassemble
+from hwmodel.isa import Instruction, Load, Store, disassemble
 from hwmodel.program import Layer, Program, Tensor
 from hwmodel.timing import LayerTiming, program_timing
 
@@ -25,10 +25,11 @@ def _header(program: Program) -> Iterator[str]:
 
 def _layers(program: Program) -> Iterator[str]:
     timing = program_timing(program)
-    yield "layers                          engine  kind  in -> out channels, kernel, map         compute     memory cycles"
+    yield f"{'layers':31} engine kind  {'channels in -> out, kernel, map':36}{'compute':>12} {'memory':>12} (cycles)"
     for number, (layer, time) in enumerate(zip(program.layers, timing.layers, strict=True)):
         yield _layer_line(number, layer, time)
-    yield f"  latency {timing.latency_cycles:,} cycles = {timing.latency_us:,.1f} us, {timing.cycles_per_sample:,.0f} a sample"
+    total = f"latency {timing.latency_cycles:,} cycles = {timing.latency_us:,.1f} us"
+    yield f"  {total}, {timing.cycles_per_sample:,.0f} cycles a sample"
 
 
 def _layer_line(number: int, layer: Layer, time: LayerTiming) -> str:
@@ -56,12 +57,16 @@ def _tensor_line(number: int, tensor: Tensor) -> str:
     )
 
 
+def _comment(program: Program, instruction: Instruction) -> str:
+    return f"  ; {program.tensors[instruction.tensor].name}" if isinstance(instruction, Load | Store) else ""
+
+
 def _streams(program: Program, full: bool) -> Iterator[str]:
     for queue, stream in program.streams.items():
         yield ""
         yield f"queue {queue}: {len(stream):,} instructions"
         shown = stream if full else stream[:HEAD]
         for position, instruction in enumerate(shown):
-            yield f"  {position:6}  {disassemble(instruction)}"
+            yield f"  {position:6}  {disassemble(instruction)}{_comment(program, instruction)}"
         if len(shown) < len(stream):
             yield f"  ... {len(stream) - len(shown):,} more; all with --full"

@@ -124,7 +124,11 @@ def max_pool(network: Network, call: Call) -> Value:
 
 
 def adaptive_avg_pool(network: Network, call: Call) -> Value:
-    """Adaptive average pooling whose windows are all of one size."""
+    """Adaptive average pooling whose windows are all of one size.
+
+    PyTorch divides the sum by rows and columns in turn, AvgPool2d by their product: the same bits for powers of
+    two, otherwise one rounding apart.
+    """
     x = _batched(network, call, _rank(call))
     sizes, targets = x.extents[1:], call.shape[-len(x.extents) + 1 :]
     if any(size % target for size, target in zip(sizes, targets, strict=True)):

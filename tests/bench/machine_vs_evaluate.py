@@ -1,4 +1,4 @@
-"""Fast machine against f32 evaluation on the same graph, samples and threads: python -m tests.bench.machine_vs_evaluate."""
+"""Fast machine against f32 evaluation, same graph, samples and threads: python -m tests.bench.machine_vs_evaluate."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def networks(draw: st.DrawFn) -> tuple[Network, Tensor]:
 
 
 @given(networks())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_graph_computes_what_the_module_computes(case: tuple[Network, Tensor]) -> None:
     net, x = case
     graph = from_torch(net, x, net.timesteps)
