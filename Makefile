@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= auto
+# each of the JOBS test processes computes on one core
+ONE_THREAD := OMP_NUM_THREADS=1 TVM_NUM_THREADS=1
 
 .PHONY: install demo test test-slow lint types format clean
 
@@ -11,7 +13,7 @@ demo: install
 	$(BIN)/spikec demo
 
 test: install lint types
-	$(BIN)/pytest -n $(JOBS) -q
+	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) -q
 
 test-slow: install
 	$(BIN)/pytest -q -m slow

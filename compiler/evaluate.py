@@ -115,7 +115,7 @@ def _(op: Encode, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
     (x,) = inputs
     match op.kind:
         case Encoding.DIRECT:
-            return x.unsqueeze(0).expand(op.timesteps, *x.shape)
+            return x.expand(op.timesteps, *x.shape).contiguous()  # strides of 0 change how a batch norm rounds
         case Encoding.BERNOULLI:
             draws = (
                 run.array(op.mask)

@@ -59,6 +59,13 @@ class Graph:
             digest.update(f"{name}{array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
 
+    def verify(self) -> None:
+        """Check structure, parameters and types again, as building the graph did.
+
+        Raises: CompileError naming every faulty node.
+        """
+        _infer(self)
+
     def node(self, name: str) -> Node:
         """The node of that name."""
         return next(node for node in self.nodes if node.name == name)
