@@ -168,7 +168,8 @@ def load_config(name: str) -> H2LearnConfig:
     try:
         table: dict[str, object] = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
-        raise CompileError(f"cannot read the configuration: {fault}", loc) from fault
+        reason = fault.strerror if isinstance(fault, OSError) else str(fault)
+        raise CompileError(f"cannot read the configuration: {reason}", loc) from fault
     base = table.pop("base", None)
     if base is not None:
         if not isinstance(base, str) or base.endswith(".toml"):

@@ -365,7 +365,7 @@ def _encode_one(instruction: Instruction, loc: Loc) -> bytes:
             raise CompileError(
                 f"{mnemonic(kind)}: {item.name} is {number}, its field holds {low} to {high}",
                 loc,
-                hint="the layer or program is larger than the instruction set can state",
+                hint="larger than the instruction set can state; use fewer samples or time steps, or smaller layers",
             )
         word |= (number & (1 << item.width) - 1) << item.offset
     return word.to_bytes(WORD_BYTES, "little")

@@ -69,13 +69,19 @@ def load_program(path: Path) -> Program:
     """
     loc = Loc(str(path))
     try:
+        if path.is_dir():
+            raise CompileError("is a folder, not a program", loc, hint="name the .h2l file inside it")
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
-                raise CompileError("is no H2Learn program", loc, hint="make one with: spikec compile MODEL -o OUT")
+                raise CompileError("is no H2Learn program", loc, hint="make one with: spikec compile MODEL -o OUT.h2l")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError) as fault:
-        raise CompileError(f"cannot read the program: {fault}", loc, hint="is the file whole?") from fault
+    except OSError as fault:
+        reason = fault.strerror or str(fault).removesuffix(f": {path}")
+        raise CompileError(f"cannot read the program: {reason}", loc) from fault
+    except (SafetensorError, ValueError, TypeError, AttributeError) as fault:  # the last two: element types
+        hint = "it is cut off, damaged or of another kind; compile the network again"
+        raise CompileError(f"is not an .h2l file: {fault}", loc, hint=hint) from fault
     try:
         header = json.loads(metadata[_KEY])
         if header["version"] != FORMAT_VERSION:

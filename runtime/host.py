@@ -27,8 +27,8 @@ def check_inputs(program: Program, x: F32) -> None:
     lead = x.shape[: 2 if host.input_has_time else 1]
     fits = x.shape[len(lead) :] == host.input_shape and (not host.input_has_time or lead[:1] == (program.timesteps,))
     if not fits:
-        want = f"({program.timesteps}, N)" if host.input_has_time else "(N)"
-        raise CompileError(f"input has shape {x.shape}, the program takes {want} + {host.input_shape}", loc)
+        want = (*([program.timesteps] if host.input_has_time else []), "N", *host.input_shape)
+        raise CompileError(f"input has shape {x.shape}, the program takes ({', '.join(map(str, want))})", loc)
     if lead[-1] == 0:
         raise CompileError(f"input of shape {x.shape} has no samples", loc)
     if not np.isfinite(x).all():
@@ -37,7 +37,8 @@ def check_inputs(program: Program, x: F32) -> None:
     if takes_spikes and host.input_has_time and not np.isin(x, (0.0, 1.0)).all():
         raise CompileError("input is not binary, the program takes spikes", loc, hint="encode it first")
     if not takes_spikes and np.abs(x).max() >= OVERFLOW:
-        raise CompileError("input overflows FP16 (largest 65504)", loc, hint="scale the input down")
+        worst = x.flat[np.abs(x).argmax()]
+        raise CompileError(f"input {worst:g} overflows FP16 (largest 65504)", loc, hint="scale the input down")
 
 
 def encode_inputs(program: Program, x: F32, first_sample: int) -> Values:

@@ -81,12 +81,11 @@ def check_package_names(root: Path, names: tuple[str, ...]) -> None:
     """
     for name in names:
         spec = find_spec(name)
-        found = Path(spec.origin).resolve().parent.parent if spec is not None and spec.origin else None
-        if found != root:
-            where = f"comes from {found}" if found else "cannot be imported"
+        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if found is None or found.parent != root / name:
+            where = f"that name is taken by {found}" if found else "it cannot be imported"
             raise ImportError(
-                f"spikec needs its own package {name!r}, but {name!r} {where}; "
-                f"install spikec into an environment of its own"
+                f"spikec needs its own package {name!r}, but {where}; install spikec into an environment of its own"
             )
 
 
@@ -95,6 +94,8 @@ check_package_names(Path(__file__).resolve().parent.parent, ("hwmodel", "compile
 
 def __getattr__(name: str) -> object:
     """Public names are imported on first use, so that `import spikec` stays quick."""
+    if name == "nn":
+        return import_module("spikec.nn")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'spikec' has no attribute {name!r}")

@@ -50,7 +50,7 @@ class Engine(StrEnum):
 def demo(
     json: JsonOption = False,
     seed: SeedOption = 0,
-    golden_samples: Annotated[int, typer.Option(help="samples that the golden engine runs too")] = 8,
+    golden_samples: Annotated[int, typer.Option(min=1, help="samples that the golden engine runs too")] = 8,
 ) -> None:
     """Train a network on digits, compile it, run it on the machine, compare with PyTorch."""
     from spikec.commands.demo import run_demo

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from compiler.h2learn.layers import NetworkLayer
 from compiler.ir import Compare, DType, Graph, Node, Number, Reset
 from compiler.ir.ops import AvgPool2d, Conv2d, Flatten, Li, Lif, Linear, MaxPool2d, Site
-from hwmodel.errors import CompileError
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
@@ -130,7 +129,8 @@ def _check_lut_entries(weights: F16, site: Site) -> None:
     if extreme.max(initial=0.0) >= OVERFLOW:
         channel = int(np.argwhere(extreme >= OVERFLOW)[0][0])
         raise site.fail(
-            f"a LUT entry of channel {channel} (sum of up to three weights) overflows FP16",
+            f"LUT entry {extreme[channel].max():g} of channel {channel}, a sum of up to three weights, "
+            "overflows FP16 (largest 65504)",
             "scale the layer's weights, threshold and bias down together",
         )
 
@@ -195,7 +195,7 @@ def _stage(graph: Graph, node: Node, bias: F32 | None, *, fold_leak: bool, scale
         }
     table = np.stack([to_f16(row, what, site) for what, row in rows.items()])
     if isinstance(op, Lif):
-        _check_threshold(table[4], site)
+        _check_threshold(rows["threshold"], table[4], site)
     return SomaStage(
         node=node.name,
         fire=isinstance(op, Lif),
@@ -208,13 +208,18 @@ def _stage(graph: Graph, node: Node, bias: F32 | None, *, fold_leak: bool, scale
     )
 
 
-def _check_threshold(threshold: F16, site: Site) -> None:
-    faulty = np.flatnonzero(~(threshold > 0))
-    if faulty.size:
-        channel = int(faulty[0])
-        raise CompileError(
-            f"{site.name}: threshold of channel {channel} is {float(threshold[channel]):g} in FP16; "
-            "the Soma unit needs a positive one",
-            site.loc,
-            hint="scale weights and threshold up together",
+def _check_threshold(threshold: F32, rounded: F16, site: Site) -> None:
+    faulty = np.flatnonzero(~(rounded > 0))
+    if not faulty.size:
+        return
+    channel = int(faulty[0])
+    value = float(threshold[channel])
+    if value > 0:
+        raise site.fail(
+            f"threshold {value:g} of channel {channel} is 0 in FP16; the Soma unit needs a positive one",
+            "scale the layer's weights, threshold and bias up together",
         )
+    raise site.fail(
+        f"threshold of channel {channel} is {value:g}; the Soma unit needs a positive one",
+        "a neuron with threshold <= 0 fires without input; give it a positive threshold",
+    )

@@ -54,7 +54,7 @@ def load_graph(path: Path) -> Graph:
     try:
         content, arrays = _read(path, loc)
     except OSError as fault:
-        reason = fault.strerror or str(fault)
+        reason = fault.strerror or str(fault).removesuffix(f": {path}")
         raise CompileError(f"cannot be read: {reason}", loc) from fault
     except SafetensorError as fault:
         hint = "it is cut off, damaged or of another kind; save the network again"

@@ -102,6 +102,11 @@ def opaque_copy(module: nn.Module, timesteps: int) -> tuple[nn.Module, tuple[Neu
 def _neuron(path: str, module: nn.Module, timesteps: int) -> Neuron | None:
     if isinstance(module, LIF | LI):
         return _own(path, module, timesteps)
+    if isinstance(module, nn.RNNBase):
+        hint = "spiking networks use a neuron module here, as spikec.nn.LIF"
+        raise CompileError(
+            f"{path}: {type(module).__name__} is not an operator of spiking networks", Loc(path), hint=hint
+        )
     origins = [(cls.__module__, cls.__qualname__) for cls in type(module).__mro__]
     package, name = origins[0]
     if any(origin.split(".")[0] in FOREIGN_PACKAGES for origin, _ in origins):
@@ -130,7 +135,7 @@ def _own(path: str, module: LIF | LI, timesteps: int) -> Neuron:
             f"{path}: {type(module).__name__} has timesteps={module.timesteps}, "
             f"the network is imported with timesteps={timesteps}",
             Loc(path),
-            hint=f"frontends.nn.set_timesteps(module, {timesteps})",
+            hint=f"spikec.nn.set_timesteps(module, {timesteps})",
         )
     arrays: list[tuple[str, Tensor]] = []
 

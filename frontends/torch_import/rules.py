@@ -312,10 +312,10 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "pad": "padding inside a convolution with padding_mode='zeros' is expressed",
         "permute": "axes stand as (T, N, C, H, W); batch-major sequences are not imported",
         "transpose": "axes stand as (T, N, C, H, W); batch-major sequences are not imported",
-        "relu": "spiking networks use a neuron module here, as frontends.nn.LIF",
+        "relu": "spiking networks use a neuron module here, as spikec.nn.LIF",
         "sum": "of time, use the mean: x.mean(0)",
         "repeat_interleave": "it gives a batch-major sequence; use x.unsqueeze(0).repeat(T, 1, 1, 1, 1)",
-        "ge": "a neuron written out in operators is not recognised; use frontends.nn.LIF",
-        "gt": "a neuron written out in operators is not recognised; use frontends.nn.LIF",
+        "ge": "a neuron written out in operators is not recognised; use spikec.nn.LIF",
+        "gt": "a neuron written out in operators is not recognised; use spikec.nn.LIF",
     }
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ from compiler.ir import CompileError, Loc
 from frontends.torch_import.neurons import Neuron, opaque_copy
 from frontends.torch_import.state import StateWatch
 
-_NO_STATE = "neurons take the whole sequence in one call, as frontends.nn.LIF does"
+_NO_STATE = "neurons take the whole sequence in one call, as spikec.nn.LIF does"
 _FRAME = re.compile(r'File "(.+)", line (\d+), in ')
 _LIBRARIES = ("site-packages", "dist-packages", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 # Operators whose result may share memory with their first argument.
@@ -129,7 +131,7 @@ def trace(module: nn.Module, example: Tensor, timesteps: int, name: str) -> Trac
 def _exported(opaque: nn.Module, example: Tensor, name: str) -> torch.export.ExportedProgram:
     watch = StateWatch(opaque)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _silent_log():
             # said better by the StateWatch below
             warnings.filterwarnings("ignore", message=".*assigned during export")
             program = torch.export.export(opaque, (example,), strict=False)
@@ -145,6 +147,18 @@ def _exported(opaque: nn.Module, example: Tensor, name: str) -> torch.export.Exp
             f"the network keeps tensors between calls: {', '.join(watch.written)}", Loc(name), hint=_NO_STATE
         )
     return program
+
+
+@contextlib.contextmanager
+def _silent_log() -> Iterator[None]:
+    """The tracer logs the traceback of a faulty forward before it raises; the error below says it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _live(calls: tuple[Call, ...], output: fx.Node) -> tuple[Call, ...]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.h2learn.compile import compile_inference
+from compiler.h2learn.compile import PASSES, compile_inference
+from compiler.passes.driver import pass_name
 from hwmodel.config import load_config
 from hwmodel.errors import CompileError, Loc
 from hwmodel.program_file import save_program
 from hwmodel.timing import program_timing
-from spikec.commands.talk import Json, print_json, print_table, progress_bar, stderr
+from spikec.commands.talk import Json, print_json, print_table, progress_bar
 from spikec.models import load_model
+
+SUFFIX = ".h2l"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +36,7 @@ class CompileRequest:
 def run_compile(request: CompileRequest, *, as_json: bool) -> int:
     """Compile and save; the exit code."""
     start = time.perf_counter()
-    if not request.output.parent.is_dir():
-        raise CompileError(
-            f"the folder {request.output.parent} does not exist", Loc(str(request.output)), hint="create it first"
-        )
+    _check_options(request)
     config = load_config(request.config)
     with progress_bar("importing") as bar:
         model = load_model(
@@ -45,9 +46,7 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
             input_shape=request.input_shape,
             progress=bar.training,
         )
-    compiled = compile_inference(
-        model.graph, config, batch=request.batch, print_after=request.print_after, show=stderr.print
-    )
+    compiled = compile_inference(model.graph, config, batch=request.batch, print_after=request.print_after, show=_talk)
     save_program(compiled.program, request.output)
     program, timing = compiled.program, program_timing(compiled.program)
     result: dict[str, Json] = {
@@ -81,3 +80,24 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
         ],
     )
     return 0
+
+
+def _check_options(request: CompileRequest) -> None:
+    """Refuse what can be told before the model is loaded, which may train it."""
+    output, loc = request.output, Loc(str(request.output))
+    if output.suffix != SUFFIX:
+        raise CompileError(f"a program's file must end in {SUFFIX}", loc, hint="for example -o net.h2l")
+    if output.is_dir():
+        raise CompileError("is a folder, not a file", loc, hint="name a file inside it")
+    if not output.parent.is_dir():
+        raise CompileError(f"the folder {output.parent} does not exist", loc, hint="create it first")
+    if request.batch is not None and request.batch < 1:
+        raise CompileError(f"batch is {request.batch}, must be at least 1", Loc(request.model))
+    passes = [pass_name(step) for step in PASSES]
+    if request.print_after and request.print_after not in passes:
+        place = Loc(f"--print-after {request.print_after}")
+        raise CompileError("is no pass of this target", place, hint=f"passes: {', '.join(passes)}")
+
+
+def _talk(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -27,7 +27,11 @@ def test_samples(data: str, count: int) -> TestSamples:
     """
     samples = load(data, split=Split.TEST)
     if count < 0 or count > len(samples):
-        raise CompileError(f"{count} samples asked for, the test set has {len(samples)}", Loc(data))
+        raise CompileError(
+            f"{count} samples asked for, the test set has {len(samples)}",
+            Loc(data),
+            hint=f"--samples 1 to {len(samples)}, or 0 for all",
+        )
     chosen = samples.take(slice(0, count or len(samples)))
     x = np.ascontiguousarray(chosen.x.swapaxes(0, 1)) if chosen.has_time else chosen.x
     return TestSamples(x=x, labels=chosen.y if chosen.labelled else None)

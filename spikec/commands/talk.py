@@ -14,8 +14,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from frontends.recipe import Progress as TrainingProgress
 
-stderr = Console(stderr=True)
-
 Scalar = str | int | float | bool | None
 Json = Scalar | Sequence["Json"] | Mapping[str, "Json"]
 
@@ -32,7 +30,7 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     table.add_column(justify="right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, highlight=False, emoji=False).print(table)
 
 
 class Bar:
@@ -54,12 +52,13 @@ class Bar:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Bar]:
-    """A bar on stderr while the block runs; nothing is left of it when stderr is no terminal."""
+    """A bar on stderr while the block runs; nothing is shown when stderr is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         yield Bar(progress, title)

@@ -75,7 +75,7 @@ GOLDEN = {
     "relu": (
         layer(lambda: nn.Sequential(nn.ReLU())),
         "0: error: 0: aten.relu.default: not an operator of spiking networks\n"
-        "  hint: spiking networks use a neuron module here, as frontends.nn.LIF",
+        "  hint: spiking networks use a neuron module here, as spikec.nn.LIF",
     ),
     "batch statistics": (
         layer(lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))),
@@ -90,7 +90,7 @@ GOLDEN = {
     "other timesteps": (
         layer(lambda: nn.Sequential(nn.Linear(3, 3), LIF(timesteps=8)), torch.rand(8, 3)),
         "1: error: 1: LIF has timesteps=8, the network is imported with timesteps=4\n"
-        "  hint: frontends.nn.set_timesteps(module, 4)",
+        "  hint: spikec.nn.set_timesteps(module, 4)",
     ),
     "linear on maps": (
         layer(lambda: nn.Sequential(nn.Linear(8, 3))),

@@ -1,3 +1,5 @@
+"""The instruction set: words and text of every class give the same instruction back, faults are named."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -61,7 +63,7 @@ def number_of(instruction: Instruction) -> int:
     return int.from_bytes(encode([instruction]).tobytes(), "little")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(any_instruction(), max_size=5))
 def test_decode_inverts_encode(stream: list[Instruction]) -> None:
     words = encode(stream)
@@ -69,7 +71,7 @@ def test_decode_inverts_encode(stream: list[Instruction]) -> None:
     assert decode(words, LOC) == tuple(stream)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(any_instruction(), max_size=5))
 def test_assemble_inverts_disassemble(stream: list[Instruction]) -> None:
     text = "\n".join(f"  {disassemble(instruction)}  ; comment\n" for instruction in stream)

@@ -1,0 +1,301 @@
+"""The checker: every kind of fault put into a valid program is reported, and compiled programs are valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compiler.h2learn.compile import compile_inference
+from compiler.ir import Encoding
+from hwmodel.checker import check
+from hwmodel.config import H2LearnConfig, load_config
+from hwmodel.errors import CompileError
+from hwmodel.isa import (
+    Buffer,
+    ConvTile,
+    FcTile,
+    Halt,
+    Instruction,
+    Load,
+    LutMode,
+    LutProgram,
+    PoolKind,
+    PoolSetup,
+    Queue,
+    Signal,
+    Soma,
+    Store,
+    Wait,
+)
+from hwmodel.program import Format, Program, Role, Tensor
+from tests.hwmodel.programs import deep_program, linear_program, small_config, with_stream
+from tests.strategies import RandomNetwork, networks
+
+DMA, FE, BE = Queue.DMA0, Queue.FE, Queue.BE
+Mutation = Callable[[Program], Program]
+
+
+def refusal(program: Program) -> str:
+    with pytest.raises(CompileError) as fault:
+        check(program)
+    assert fault.value.loc.file == program.name
+    return fault.value.message.removeprefix("the program is not valid: ")
+
+
+def positions(program: Program, queue: Queue, kind: type[Instruction], **values: object) -> list[int]:
+    """Where instructions with these field values stand in a queue."""
+    return [
+        at
+        for at, instruction in enumerate(program.streams[queue])
+        if isinstance(instruction, kind) and all(getattr(instruction, name) == v for name, v in values.items())
+    ]
+
+
+def put(program: Program, queue: Queue, at: int, *instructions: Instruction) -> Program:
+    """The program with other instructions, or none, in the place of one."""
+    stream = program.streams[queue]
+    return with_stream(program, queue, (*stream[:at], *instructions, *stream[at + 1 :]))
+
+
+def tensor(program: Program, name: str) -> int:
+    return next(index for index, tensor in enumerate(program.tensors) if tensor.name == name)
+
+
+def with_tensor(program: Program, name: str, **values: object) -> Program:
+    index = tensor(program, name)
+    changed = replace(program.tensors[index], **values)  # type: ignore[arg-type]
+    return replace(program, tensors=(*program.tensors[:index], changed, *program.tensors[index + 1 :]))
+
+
+def change(queue: Queue, kind: type[Instruction], values: dict[str, object], *, nth: int = 0, **where: object) -> Mutation:
+    """Set fields of the nth matching instruction."""
+
+    def mutate(program: Program) -> Program:
+        at = positions(program, queue, kind, **where)[nth]
+        return put(program, queue, at, replace(program.streams[queue][at], **values))  # type: ignore[arg-type]
+
+    return mutate
+
+
+def drop(queue: Queue, kind: type[Instruction], *, nth: int = 0, **where: object) -> Mutation:
+    """Leave out the nth matching instruction."""
+    return lambda program: put(program, queue, positions(program, queue, kind, **where)[nth])
+
+
+def drop_all(queue: Queue, kind: type[Instruction], **where: object) -> Mutation:
+    """Leave out every matching instruction."""
+
+    def mutate(program: Program) -> Program:
+        gone = set(positions(program, queue, kind, **where))
+        kept = tuple(instruction for at, instruction in enumerate(program.streams[queue]) if at not in gone)
+        return with_stream(program, queue, kept)
+
+    return mutate
+
+
+def move(queue: Queue, kind: type[Instruction], before: type[Instruction], *, nth: int = 0) -> Mutation:
+    """Move the nth instruction of a class before the last one of another class that precedes it."""
+
+    def mutate(program: Program) -> Program:
+        stream = list(program.streams[queue])
+        at = positions(program, queue, kind)[nth]
+        target = max(i for i in positions(program, queue, before) if i < at)
+        stream.insert(target, stream.pop(at))
+        return with_stream(program, queue, tuple(stream))
+
+    return mutate
+
+
+def place(name: str, onto: str) -> Mutation:
+    """Give a tensor the address of another."""
+    return lambda program: with_tensor(program, name, address=program.tensors[tensor(program, onto)].address)
+
+
+def retable(name: str, **values: object) -> Mutation:
+    return lambda program: with_tensor(program, name, **values)
+
+
+def to_queue(source: Queue, kind: type[Instruction], target: Queue) -> Mutation:
+    """Move an instruction to the front of another queue."""
+
+    def mutate(program: Program) -> Program:
+        at = positions(program, source, kind)[0]
+        moved = program.streams[source][at]
+        stream = program.streams.get(target, (Halt(layer=0),))
+        return with_stream(put(program, source, at), target, (moved, *stream))
+
+    return mutate
+
+
+def cross_semaphores(program: Program) -> Program:
+    """Each queue first waits for what the other signals later."""
+    for queue in (DMA, FE):
+        first = positions(program, queue, Signal)[0]
+        signal = program.streams[queue][first]
+        last_wait = positions(program, queue, Wait)[0]
+        wait = program.streams[queue][last_wait]
+        program = put(program, queue, max(first, last_wait))
+        program = put(program, queue, min(first, last_wait))
+        program = with_stream(program, queue, (wait, signal, *program.streams[queue]))
+    return program
+
+
+def third_user(program: Program) -> Program:
+    """A second queue signals the semaphore of another pair."""
+    semaphore = program.streams[FE][positions(program, FE, Wait)[0]]
+    assert isinstance(semaphore, Wait)
+    return with_stream(program, Queue.DMA1, (Signal(layer=0, semaphore=semaphore.semaphore), Halt(layer=0)))
+
+
+def scattered_stores(program: Program) -> Program:
+    """Stores whose edges all differ cut a tensor into far more cells than there are stores."""
+    index = tensor(program, "1.lif3")
+    big = with_tensor(program, "1.lif3", shape=(60, 60, 60, 60, 60), address=1 << 28)
+    at = positions(program, DMA, Store, tensor=index)[0]
+    store = program.streams[DMA][at]
+    assert isinstance(store, Store)
+    wild = [replace(store, t0=i, n0=i, y0=i, x0=i, c0=i, nt=1, nn=1, h=1, w=1, nc=1) for i in range(50)]
+    return put(big, DMA, at, *wild)
+
+
+REGION_OF_WEIGHTS = {"buffer": Buffer.W}
+STATE_STORES = {"buffer": Buffer.BE_STATE}
+MUTATIONS: dict[str, tuple[Mutation, str]] = {
+    # sizes of regions
+    "load: fewer rows": (change(DMA, Load, {"h": 4}, buffer=Buffer.BE_IN), "needs a region (6, 6) of 1 steps"),
+    "load: fewer columns": (change(DMA, Load, {"w": 3}, buffer=Buffer.S_IN), "needs a region"),
+    "load: fewer channels": (change(DMA, Load, {"nc": 7}, buffer=Buffer.S_IN), "needs spikes of 8 channels, finds s1"),
+    "load: fewer samples": (change(DMA, Load, {"nn": 1}, buffer=Buffer.S_IN), "steps and 2 samples, finds s1"),
+    "load: fewer steps": (change(DMA, Load, {"nt": 1}, buffer=Buffer.S_IN), "needs a region"),
+    "load: fewer weights": (change(DMA, Load, {"nc": 100}, buffer=Buffer.BE_W), "needs 144 weights, finds fp16"),
+    "load: two rows of weights": (change(DMA, Load, {"h": 2}, buffer=Buffer.BE_W), "needs 144 weights, finds fp16"),
+    "load: fewer parameters": (change(DMA, Load, {"nc": 35}, buffer=Buffer.NEURON), "needs 36 weights"),
+    "load: fewer inputs": (change(DMA, Load, {"nc": 9}, flat=True), "needs 45 inputs of"),
+    "load: no rows": (change(DMA, Load, {"h": 0}), "h is 0"),
+    "store: fewer rows": (change(DMA, Store, {"h": 1}, buffer=Buffer.BE_OUT), "stores a region"),
+    "store: fewer channels": (change(DMA, Store, {"nc": 1}, buffer=Buffer.S_OUT), "stores a region"),
+    # bounds
+    "load: late steps": (change(DMA, Load, {"t0": 9}, buffer=Buffer.S_IN), "reads t 9 to "),
+    "load: far samples": (change(DMA, Load, {"n0": 1}, buffer=Buffer.S_IN), "reads n 1 to 3 of 2"),
+    "load: far channels": (change(DMA, Load, {"c0": 9}, buffer=Buffer.S_IN), "reads c 9 to 17 of 10"),
+    "load: far elements": (change(DMA, Load, {"c0": 9}, flat=True), "reads elements up to 54 of 45"),
+    "load: no tensor": (change(DMA, Load, {"tensor": 99}), "there are 14 tensors"),
+    "store: row before": (change(DMA, Store, {"y0": -1}, buffer=Buffer.BE_OUT), "writes y -1 to 1 of 3"),
+    "store: column behind": (change(DMA, Store, {"x0": 2}, buffer=Buffer.BE_OUT), "writes x 2 to 4 of 3"),
+    "store: late steps": (change(DMA, Store, {"t0": 11}, buffer=Buffer.BE_OUT), "writes t 11 to "),
+    "store: far channels": (change(DMA, Store, {"c0": 9}, buffer=Buffer.BE_OUT), "writes c 9 to 17 of 10"),
+    "store: flat": (change(DMA, Store, {"flat": True}), "stores are boxes"),
+    "store: onto weights": (change(DMA, Store, {"tensor": 2}, buffer=Buffer.BE_STATE), "writes to 0.weights"),
+    "store: onto input": (change(DMA, Store, {"tensor": 0}, buffer=Buffer.BE_STATE), "writes to input, which is input"),
+    "store: spikes as numbers": (change(DMA, Store, {"tensor": 4}, buffer=Buffer.BE_OUT), "stores s1 to 0.state0"),
+    "load: too large for its bank": (
+        change(DMA, Load, {"h": 500, "w": 500}, buffer=Buffer.S_IN),
+        "bytes, a bank of s_in holds 512",
+    ),
+    # order
+    "soma before its last tile": (move(FE, Soma, ConvTile), "overwrites bank 0 of psum, which nothing has read"),
+    "soma before its first tile": (move(BE, Soma, ConvTile), "reads bank 0 of be_psum, which nothing was written to"),
+    "tile before its LUTs": (move(FE, ConvTile, LutProgram), "the LUTs are not programmed for a convolution"),
+    "store before its soma": (move(DMA, Store, Wait), "reads bank 0 of be_state, which nothing was written to"),
+    # what is missing
+    "no LUTs at first": (drop(FE, LutProgram), "the LUTs are not programmed for a convolution"),
+    "no LUTs later": (drop(FE, LutProgram, nth=20), "overwrites bank 0 of w, which nothing has read"),
+    "no LUTs for linear": (drop(FE, LutProgram, mode=LutMode.FC), "the LUTs do not hold a linear layer's weights"),
+    "no weights at first": (drop(DMA, Load, buffer=Buffer.W), "reads bank 0 of w, which nothing was written to"),
+    "no dense weights": (drop(DMA, Load, buffer=Buffer.BE_W), "reads bank 0 of be_w, which nothing was written to"),
+    "no parameters": (drop(DMA, Load, buffer=Buffer.NEURON), "reads bank 0 of neuron, which nothing was written to"),
+    "no tile": (drop(BE, ConvTile), "reads bank 0 of be_psum, which nothing was written to"),
+    "no soma": (drop(BE, Soma), "which nothing was written to"),
+    "no pooling windows": (drop_all(BE, PoolSetup), "pools with the windows of slot 2, which were not set up"),
+    "no windows before a neuron": (
+        change(BE, Soma, {"pool1": PoolKind.AVG}),
+        "pools with the windows of slot 1, which were not set up",
+    ),
+    "no state kept": (drop(DMA, Store, buffer=Buffer.BE_STATE), "reads what was not written"),
+    "state not handed on": (change(BE, Soma, {"state_in": False}, nth=1), "overwrites bank 0 of be_state"),
+    "no store": (drop(DMA, Store, buffer=Buffer.BE_OUT), "overwrites bank 0 of be_out, which nothing has read"),
+    "output not stored": (drop(DMA, Store, tensor=11), "overwrites bank 0 of s_out, which nothing has read"),
+    "no halt": (drop(FE, Halt), "fe does not end with halt"),
+    "an early halt": (lambda p: put(p, FE, 0, Halt(layer=0)), "fe goes on behind a halt"),
+    "no instruction": (lambda p: with_stream(p, FE, ()), "fe does not end with halt"),
+    "no queue": (lambda p: replace(p, streams={q: s for q, s in p.streams.items() if q is not FE}), "deadlock: dma0["),
+    # engine instructions
+    "fewer rows than programmed": (change(FE, ConvTile, {"rows": 7}), "needs spikes of 7 channels, finds s1"),
+    "fewer columns than programmed": (change(FE, ConvTile, {"cols": 3}), "the LUTs hold 8 x 4 PEs, not 8 x 3"),
+    "more rows than the engine has": (change(FE, LutProgram, {"rows": 9}), "9 rows, the engine has 8"),
+    "more columns than the engine has": (change(FE, LutProgram, {"cols": 5}), "5 cols, the engine has 4"),
+    "more groups than a LUT holds": (change(FE, LutProgram, {"groups": 9}, mode=LutMode.FC), "9 groups"),
+    "other LUT mode": (change(FE, LutProgram, {"mode": LutMode.FC, "groups": 3}), "not programmed for a convolution"),
+    "more dense rows": (change(BE, ConvTile, {"rows": 5}), "5 rows, the engine has 4"),
+    "more dense columns": (change(BE, ConvTile, {"cols": 9}), "9 cols, the engine has 8"),
+    "fewer dense columns": (change(BE, ConvTile, {"cols": 7}), "needs 126 weights, finds fp16"),
+    "kernel rows outside": (change(BE, ConvTile, {"tap_row0": 1}), "kernel rows 1 to 4 of 3"),
+    "no kernel": (change(FE, ConvTile, {"kernel_h": 0}), "kernel_h is 0"),
+    "other kernel": (change(FE, ConvTile, {"kernel_h": 5}), "needs a region (8, 6)"),
+    "other stride": (change(FE, ConvTile, {"stride_w": 2}), "needs a region (6, 9)"),
+    "held where nothing holds": (change(FE, ConvTile, {"hold": True}), "only the Backward Engine holds"),
+    "held linear": (change(FE, FcTile, {"hold": True}), "only the Backward Engine holds"),
+    "more inputs": (change(FE, FcTile, {"inputs": 46}), "needs 46 inputs of"),
+    "other groups": (change(FE, FcTile, {"groups": 1}), "the LUTs hold 2 groups of 8 x 4 PEs"),
+    "accumulates on nothing": (change(FE, ConvTile, {"accumulate": True}), "reads bank 0 of psum"),
+    "forgets its sums": (change(FE, ConvTile, {"accumulate": False}, accumulate=True), "overwrites bank 0 of psum"),
+    "forgets linear sums": (change(FE, FcTile, {"accumulate": True}), "reads bank 0 of psum, which nothing was written"),
+    "soma of another tile": (change(BE, Soma, {"h": 3}), "steps of (2, 3, 4, 8), finds fp16"),
+    "soma of more steps": (change(FE, Soma, {"nt": 9}), "needs 9 steps of"),
+    "parameters of one stage": (change(BE, Soma, {"present2": False}), "averages spikes for no neuron"),
+    "no first stage": (change(FE, Soma, {"present1": False}), "has neither a first neuron nor pooling"),
+    "membranes to a second stage": (change(BE, Soma, {"fire1": False}), "hands a membrane potential to a second stage"),
+    "membranes as spikes": (change(FE, Soma, {"fire1": False}), "which nothing was written to"),
+    "pools numbers": (
+        change(FE, Soma, {"present1": False, "pool2": PoolKind.MAX}),
+        "pools spikes without a neuron, finds fp16",
+    ),
+    "pools before no neuron": (
+        change(FE, Soma, {"present1": False, "pool1": PoolKind.MAX}),
+        "pools before a first neuron that it does not have",
+    ),
+    "pool slot 3": (change(BE, PoolSetup, {"slot": 3}), "pooling slot 3 does not exist"),
+    "pool windows of no size": (change(BE, PoolSetup, {"kernel_w": 0}), "kernel_w is 0"),
+    "more windows": (change(BE, PoolSetup, {"out_h": 3}), "a pooling window of slot 2 lies outside the tile of 4 x 4"),
+    "windows before the tile": (change(BE, PoolSetup, {"left": -2}), "lies outside the tile of 4 x 4"),
+    "windows behind the limit": (change(BE, PoolSetup, {"limit_h": 2}), "lies outside the tile of 4 x 4"),
+    "fewer windows": (change(BE, PoolSetup, {"out_w": 1}), "stores a region"),
+    # queues
+    "engine instruction in a DMA queue": (to_queue(BE, Soma, DMA), "dma0 has no unit for it"),
+    "LUTs in the Backward Engine": (to_queue(FE, LutProgram, BE), "only the Forward Engine has LUTs"),
+    "load in an engine": (to_queue(DMA, Load, FE), "only a DMA queue moves data"),
+    "tile in the Weight Update Engine": (to_queue(FE, ConvTile, Queue.WUE), "wue has no unit for it"),
+    "load of another memory": (to_queue(DMA, Load, Queue.DMA1), "input stands in memory 0"),
+    "store to another memory": (to_queue(DMA, Store, Queue.DMA2), "0.state0 stands in memory 0"),
+    # memory
+    "activation onto weights": (place("1.lif3", "1.weights"), "constant 1.weights shares bytes with 1.lif3"),
+    "weights onto parameters": (place("3.weights", "3.neuron"), "constant 3.weights shares bytes with 3.neuron"),
+    "input onto weights": (place("input", "0.weights"), "constant 0.weights shares bytes with input"),
+    "two live activations": (place("1.lif3", "0.lif2"), "reads what was not written"),
+    "output onto its source": (place("3.lif4", "2.pool2"), "reads what was not written"),
+    "two live states": (place("0.state1", "0.state0"), "reads what was not written"),
+    "beyond the memory": (retable("3.lif4", address=(4 << 30) - 8), "tensor 3.lif4 ends beyond the memory of 4294967296"),
+    "far beyond the memory": (retable("3.lif4", address=10**30), "tensor 3.lif4 ends beyond the memory"),
+    "larger than the memory": (retable("1.lif3", shape=(10**9,) * 5), "tensor 1.lif3 ends beyond the memory"),
+    "in no memory": (retable("3.lif4", memory=3), "tensor 3.lif4 stands in memory 3, which does not exist"),
+    "mirrored activation": (retable("1.lif3", mirrored=True), "tensor 1.lif3 is mirrored, but no constant"),
+    "weights as bits": (retable("1.weights", format=Format.S1), "constant 1.weights is s1, must be fp16"),
+    "spikes as numbers": (retable("0.lif2", format=Format.FP16), "stores s1 to 0.lif2, which is fp16"),
+    "larger output": (retable("3.lif4", shape=(12, 2, 1, 1, 7)), "output 3.lif4 is not written completely"),
+    "scattered stores": (scattered_stores, "cut 1.lif3 into more than 65536 pieces"),
+    # semaphores
+    "crossed semaphores": (cross_semaphores, "deadlock: dma0[0] for semaphore"),
+    "a third user": (third_user, "dma0 uses this semaphore too"),
+    "a signal too many": (lambda p: with_stream(p, FE, (Signal(layer=0, semaphore=9), *p.streams[FE])), "semaphore 9 is"),
+    "a wait too many": (lambda p: with_stream(p, FE, (Wait(layer=0, semaphore=9), *p.streams[FE])), "for semaphore 9"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_fault_is_reported(name: str) -> None:
+    mutate, message = MUTATIONS[name]
+    assert message in refusal(mutate(deep_program()))
