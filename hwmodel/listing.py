@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hwmodel.isa import Instruction, Load, Store, disassemble
+from hwmodel.assembler import disassemble
+from hwmodel.isa import Instruction, Load, Store
 from hwmodel.program import Layer, Program, Tensor
 from hwmodel.timing import LayerTiming, program_timing
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from hwmodel.assembler import decode, encode
 from hwmodel.config import config_from_mapping
 from hwmodel.errors import CompileError, Loc
-from hwmodel.isa import Queue, decode, encode
+from hwmodel.isa import Queue
 from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Program, Role, Tensor
 
 FORMAT_VERSION = "1"

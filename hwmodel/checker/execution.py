@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hwmodel.assembler import disassemble
 from hwmodel.checker.banks import ENGINES, BankError, BankRules, Content, Place
 from hwmodel.checker.clocks import INDEX, Accesses, Clock, zero_clock
 from hwmodel.checker.memory import MemoryState, table_faults
@@ -25,7 +26,6 @@ from hwmodel.isa import (
     Soma,
     Store,
     Wait,
-    disassemble,
     layout,
 )
 from hwmodel.program import Format, Program

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from compiler.ir.file import load_graph
 from compiler.ir.text import print_graph
+from hwmodel.assembler import disassemble
 from hwmodel.errors import CompileError, Loc
-from hwmodel.isa import disassemble
 from hwmodel.listing import listing
 from hwmodel.program_file import load_program
 from hwmodel.timing import program_timing

@@ -6,13 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from compiler.h2learn.compile import compile_inference
-from compiler.ir import Encoding
 from hwmodel.checker import check
-from hwmodel.config import H2LearnConfig, load_config
 from hwmodel.errors import CompileError
 from hwmodel.isa import (
     Buffer,
@@ -31,9 +26,8 @@ from hwmodel.isa import (
     Store,
     Wait,
 )
-from hwmodel.program import Format, Program, Role, Tensor
-from tests.hwmodel.programs import deep_program, linear_program, small_config, with_stream
-from tests.strategies import RandomNetwork, networks
+from hwmodel.program import Format, Program
+from tests.hwmodel.programs import deep_program, with_stream
 
 DMA, FE, BE = Queue.DMA0, Queue.FE, Queue.BE
 Mutation = Callable[[Program], Program]
@@ -71,7 +65,9 @@ def with_tensor(program: Program, name: str, **values: object) -> Program:
     return replace(program, tensors=(*program.tensors[:index], changed, *program.tensors[index + 1 :]))
 
 
-def change(queue: Queue, kind: type[Instruction], values: dict[str, object], *, nth: int = 0, **where: object) -> Mutation:
+def change(
+    queue: Queue, kind: type[Instruction], values: dict[str, object], *, nth: int = 0, **where: object
+) -> Mutation:
     """Set fields of the nth matching instruction."""
 
     def mutate(program: Program) -> Program:
@@ -146,9 +142,9 @@ def cross_semaphores(program: Program) -> Program:
 
 def third_user(program: Program) -> Program:
     """A second queue signals the semaphore of another pair."""
-    semaphore = program.streams[FE][positions(program, FE, Wait)[0]]
-    assert isinstance(semaphore, Wait)
-    return with_stream(program, Queue.DMA1, (Signal(layer=0, semaphore=semaphore.semaphore), Halt(layer=0)))
+    wait = program.streams[BE][0]
+    assert isinstance(wait, Wait)
+    return with_stream(program, Queue.DMA1, (Signal(layer=0, semaphore=wait.semaphore), Halt(layer=0)))
 
 
 def scattered_stores(program: Program) -> Program:
@@ -162,8 +158,6 @@ def scattered_stores(program: Program) -> Program:
     return put(big, DMA, at, *wild)
 
 
-REGION_OF_WEIGHTS = {"buffer": Buffer.W}
-STATE_STORES = {"buffer": Buffer.BE_STATE}
 MUTATIONS: dict[str, tuple[Mutation, str]] = {
     # sizes of regions
     "load: fewer rows": (change(DMA, Load, {"h": 4}, buffer=Buffer.BE_IN), "needs a region (6, 6) of 1 steps"),
@@ -197,13 +191,13 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
         "bytes, a bank of s_in holds 512",
     ),
     # order
-    "soma before its last tile": (move(FE, Soma, ConvTile), "overwrites bank 0 of psum, which nothing has read"),
-    "soma before its first tile": (move(BE, Soma, ConvTile), "reads bank 0 of be_psum, which nothing was written to"),
+    "soma before its last tile": (move(FE, Soma, ConvTile), "races on bank 0 of neuron with a write of dma0["),
+    "soma before its first tile": (move(BE, Soma, ConvTile), "races on bank 0 of be_neuron with a write of dma0["),
     "tile before its LUTs": (move(FE, ConvTile, LutProgram), "the LUTs are not programmed for a convolution"),
     "store before its soma": (move(DMA, Store, Wait), "reads bank 0 of be_state, which nothing was written to"),
     # what is missing
     "no LUTs at first": (drop(FE, LutProgram), "the LUTs are not programmed for a convolution"),
-    "no LUTs later": (drop(FE, LutProgram, nth=20), "overwrites bank 0 of w, which nothing has read"),
+    "no LUTs later": (drop(FE, LutProgram, nth=1), "the LUTs hold 8 x 4 PEs, not 2 x 4"),
     "no LUTs for linear": (drop(FE, LutProgram, mode=LutMode.FC), "the LUTs do not hold a linear layer's weights"),
     "no weights at first": (drop(DMA, Load, buffer=Buffer.W), "reads bank 0 of w, which nothing was written to"),
     "no dense weights": (drop(DMA, Load, buffer=Buffer.BE_W), "reads bank 0 of be_w, which nothing was written to"),
@@ -218,7 +212,7 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "no state kept": (drop(DMA, Store, buffer=Buffer.BE_STATE), "reads what was not written"),
     "state not handed on": (change(BE, Soma, {"state_in": False}, nth=1), "overwrites bank 0 of be_state"),
     "no store": (drop(DMA, Store, buffer=Buffer.BE_OUT), "overwrites bank 0 of be_out, which nothing has read"),
-    "output not stored": (drop(DMA, Store, tensor=11), "overwrites bank 0 of s_out, which nothing has read"),
+    "output not stored": (drop(DMA, Store, tensor=11, nth=-1), "output 3.lif4 is not written completely"),
     "no halt": (drop(FE, Halt), "fe does not end with halt"),
     "an early halt": (lambda p: put(p, FE, 0, Halt(layer=0)), "fe goes on behind a halt"),
     "no instruction": (lambda p: with_stream(p, FE, ()), "fe does not end with halt"),
@@ -243,7 +237,10 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "other groups": (change(FE, FcTile, {"groups": 1}), "the LUTs hold 2 groups of 8 x 4 PEs"),
     "accumulates on nothing": (change(FE, ConvTile, {"accumulate": True}), "reads bank 0 of psum"),
     "forgets its sums": (change(FE, ConvTile, {"accumulate": False}, accumulate=True), "overwrites bank 0 of psum"),
-    "forgets linear sums": (change(FE, FcTile, {"accumulate": True}), "reads bank 0 of psum, which nothing was written"),
+    "forgets linear sums": (
+        change(FE, FcTile, {"accumulate": True}),
+        "reads bank 0 of psum, which nothing was written",
+    ),
     "soma of another tile": (change(BE, Soma, {"h": 3}), "steps of (2, 3, 4, 8), finds fp16"),
     "soma of more steps": (change(FE, Soma, {"nt": 9}), "needs 9 steps of"),
     "parameters of one stage": (change(BE, Soma, {"present2": False}), "averages spikes for no neuron"),
@@ -276,9 +273,12 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "weights onto parameters": (place("3.weights", "3.neuron"), "constant 3.weights shares bytes with 3.neuron"),
     "input onto weights": (place("input", "0.weights"), "constant 0.weights shares bytes with input"),
     "two live activations": (place("1.lif3", "0.lif2"), "reads what was not written"),
-    "output onto its source": (place("3.lif4", "2.pool2"), "reads what was not written"),
+    "result onto its source": (place("2.pool2", "1.lif3"), "reads what was not written"),
     "two live states": (place("0.state1", "0.state0"), "reads what was not written"),
-    "beyond the memory": (retable("3.lif4", address=(4 << 30) - 8), "tensor 3.lif4 ends beyond the memory of 4294967296"),
+    "beyond the memory": (
+        retable("3.lif4", address=(4 << 30) - 8),
+        "tensor 3.lif4 ends beyond the memory of 4294967296",
+    ),
     "far beyond the memory": (retable("3.lif4", address=10**30), "tensor 3.lif4 ends beyond the memory"),
     "larger than the memory": (retable("1.lif3", shape=(10**9,) * 5), "tensor 1.lif3 ends beyond the memory"),
     "in no memory": (retable("3.lif4", memory=3), "tensor 3.lif4 stands in memory 3, which does not exist"),
@@ -290,7 +290,10 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     # semaphores
     "crossed semaphores": (cross_semaphores, "deadlock: dma0[0] for semaphore"),
     "a third user": (third_user, "dma0 uses this semaphore too"),
-    "a signal too many": (lambda p: with_stream(p, FE, (Signal(layer=0, semaphore=9), *p.streams[FE])), "semaphore 9 is"),
+    "a signal too many": (
+        lambda p: with_stream(p, FE, (Signal(layer=0, semaphore=9), *p.streams[FE])),
+        "semaphore 9 is",
+    ),
     "a wait too many": (lambda p: with_stream(p, FE, (Wait(layer=0, semaphore=9), *p.streams[FE])), "for semaphore 9"),
 }
 
@@ -299,3 +302,73 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
 def test_a_fault_is_reported(name: str) -> None:
     mutate, message = MUTATIONS[name]
     assert message in refusal(mutate(deep_program()))
+
+
+def test_the_message_names_place_instruction_and_lack() -> None:
+    program = put(linear_program(), FE, 0, Wait(layer=0, semaphore=1))
+    assert refusal(program) == "deadlock: dma0[9] for semaphore 1, fe[0] for semaphore 1"
+    program = change(DMA, Load, {"n0": 1})(linear_program())
+    assert refusal(program).splitlines()[0] == (
+        "dma0[0] load layer=0 buffer=s_in bank=0 tensor=0 t0=0 nt=3 n0=1 nn=2 y0=0 h=1 x0=0 w=1 c0=0 nc=5 flat: "
+        "reads n 1 to 3 of 2"
+    )
+
+
+def test_at_most_five_faults_are_told() -> None:
+    program = linear_program()
+    stores = [replace(store, nn=3) if isinstance(store, Store) else store for store in program.streams[DMA] * 4]
+    message = refusal(with_stream(program, DMA, (*stores, Halt(layer=0))))
+    assert len(message.splitlines()) <= 5
+
+
+BANKS = ("bank", "src_bank", "w_bank", "dst_bank", "psum_bank", "neuron_bank", "out_bank")
+
+
+def is_unused(queue: Queue, instruction: Instruction, field: str) -> bool:
+    """The Forward Engine's tiles take their weights from the LUTs; a Soma without neurons takes no parameters."""
+    if field == "w_bank":
+        return queue is FE and not isinstance(instruction, LutProgram)
+    return (
+        field == "neuron_bank" and isinstance(instruction, Soma) and not (instruction.present1 or instruction.present2)
+    )
+
+
+@pytest.mark.parametrize(("program", "step"), [(linear_program(), 1), (deep_program(), 6)], ids=["linear", "deep"])
+def test_every_other_bank_is_reported(program: Program, step: int) -> None:
+    flips = [
+        (queue, at, field)
+        for queue, stream in program.streams.items()
+        for at, instruction in enumerate(stream)
+        for field in BANKS
+        if hasattr(instruction, field) and not is_unused(queue, instruction, field)
+    ]
+    for queue, at, field in flips[::step]:
+        instruction = program.streams[queue][at]
+        other = replace(instruction, **{field: 1 - getattr(instruction, field)})
+        assert refusal(put(program, queue, at, other)), (queue, at, field)
+
+
+@pytest.mark.parametrize("field", ["nt", "nn", "h", "w", "nc"])
+def test_every_smaller_region_is_reported(field: str) -> None:
+    program = deep_program()
+    moves = [
+        at
+        for at, i in enumerate(program.streams[DMA])
+        if isinstance(i, Load | Store) and not (i.flat and field in "hw")
+    ]
+    for at in moves[::10]:
+        instruction = program.streams[DMA][at]
+        smaller = replace(instruction, **{field: getattr(instruction, field) - 1})
+        assert refusal(put(program, DMA, at, smaller)), (at, field)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    network=networks(encodings=list(Encoding), late_encode=True),
+    config=st.sampled_from([load_config("h2learn"), small_config()]),
+    batch=st.integers(1, 5),
+)
+def test_compiled_programs_are_valid(network: RandomNetwork, config: H2LearnConfig, batch: int) -> None:
+    program = compile_inference(network.graph, config, batch=batch).program
+    check(program)
+    assert sum(t.role is Role.OUTPUT for t in program.tensors) == 1

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwmodel.assembler import assemble, decode, disassemble, encode
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
     OPCODE_BITS,
@@ -31,10 +32,6 @@ from hwmodel.isa import (
     Soma,
     Store,
     Wait,
-    assemble,
-    decode,
-    disassemble,
-    encode,
     layout,
     mnemonic,
 )
