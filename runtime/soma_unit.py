@@ -14,12 +14,10 @@ from hwmodel.isa import PoolKind as PoolKindField
 from hwmodel.program import Program, Role
 from runtime.engines import (
     F16,
-    Compare,
     Engines,
     Neuron,
     Pool,
     PoolKind,
-    Reset,
     SomaPlan,
     SomaResult,
     StageProbe,
@@ -133,8 +131,8 @@ class SomaUnit:
     def _plan(self, queue: Queue, soma: Soma) -> SomaPlan:
         stage1 = (
             Neuron(
-                reset=Reset(soma.reset1),
-                compare=Compare(soma.compare1),
+                reset=soma.reset1,
+                compare=soma.compare1,
                 fire=soma.fire1,
                 has_pre_bias=soma.pre_bias1,
                 has_scale=soma.scale1,
@@ -145,8 +143,8 @@ class SomaUnit:
         )
         stage2 = (
             Neuron(
-                reset=Reset(soma.reset2),
-                compare=Compare(soma.compare2),
+                reset=soma.reset2,
+                compare=soma.compare2,
                 fire=soma.fire2,
                 has_pre_bias=False,
                 has_scale=soma.scale2,

@@ -8,6 +8,9 @@ from enum import IntEnum, StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from hwmodel.isa import CompareRule as Compare
+from hwmodel.isa import ResetKind as Reset
+
 F16 = npt.NDArray[np.float16]
 U8 = npt.NDArray[np.uint8]
 
@@ -24,21 +27,6 @@ class Param(IntEnum):
     INITIAL = 6
     TH_L = 7
     TH_R = 8
-
-
-class Reset(StrEnum):
-    """What a spike does to the membrane potential."""
-
-    HARD = "hard"  # v = reset_value
-    SOFT = "soft"  # v = m - threshold
-    NONE = "none"  # v = m
-
-
-class Compare(StrEnum):
-    """Comparison of the membrane potential with the threshold."""
-
-    GE = "ge"
-    GT = "gt"
 
 
 class PoolKind(StrEnum):
