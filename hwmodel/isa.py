@@ -329,6 +329,12 @@ def layout(kind: type[Instruction]) -> tuple[FieldLayout, ...]:
     return _LAYOUTS[kind]
 
 
+def most(kind: type[Instruction], name: str) -> int:
+    """The largest number that a field states."""
+    item = next(item for item in layout(kind) if item.name == name)
+    return (1 << item.width - item.signed) - 1
+
+
 def mnemonic(kind: type[Instruction]) -> str:
     """The assembler's name of an instruction class."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()

@@ -17,7 +17,8 @@ from compiler.ir.ops import Conv2d, Encode
 from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, PassReport, run_passes
 from hwmodel.checker import check
 from hwmodel.config import H2LearnConfig
-from hwmodel.errors import CompileError
+from hwmodel.errors import CompileError, Loc
+from hwmodel.isa import Load, most
 from hwmodel.program import Host, Layer, NeuronFacts, Program
 
 PASSES = (HoistEncode(), MeanLast(), FoldBatchNorm())
@@ -47,10 +48,7 @@ def compile_inference(
     Raises: CompileError for what the accelerator cannot run, with node and hint.
     """
     samples = config.sub_batch if batch is None else batch
-    if samples < 1:
-        raise CompileError(f"batch is {samples}, must be at least 1", graph.input.loc)
-    if graph.timesteps < 1:
-        raise CompileError("the network has no time steps", graph.input.loc, hint="encode the input over time")
+    _check_counts(graph, samples)
     lowered, reports = run_passes(graph, PASSES, print_after=print_after, show=show)
     network = split_layers(lowered)
     tile = (config.tile.h, config.tile.w)
@@ -65,6 +63,15 @@ def compile_inference(
         flushed_weights=sum(plan.constants.flushed for plan in plans),
         weights=sum(plan.constants.total for plan in plans),
     )
+
+
+def _check_counts(graph: Graph, samples: int) -> None:
+    if graph.timesteps < 1:
+        raise CompileError("the network has no time steps", graph.input.loc, hint="encode the input over time")
+    for what, count, field in (("batch", samples, "n0"), ("timesteps", graph.timesteps, "t0")):
+        limit = most(Load, field) + 1
+        if not 1 <= count <= limit:
+            raise CompileError(f"{what} is {count}, must be from 1 to {limit}", Loc(graph.name))
 
 
 def _plan(graph: Graph, layer: NetworkLayer, config: H2LearnConfig, batch: int) -> LayerPlan:

@@ -11,6 +11,22 @@ import numpy.typing as npt
 from hwmodel.isa import CompareRule as Compare
 from hwmodel.isa import ResetKind as Reset
 
+__all__ = [
+    "F16",
+    "U8",
+    "Compare",
+    "Neuron",
+    "Param",
+    "Pool",
+    "PoolKind",
+    "Reset",
+    "SomaPlan",
+    "SomaResult",
+    "StageProbe",
+    "compress",
+    "decompress",
+]
+
 F16 = npt.NDArray[np.float16]
 U8 = npt.NDArray[np.uint8]
 

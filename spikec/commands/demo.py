@@ -56,6 +56,7 @@ def run_demo(*, as_json: bool, seed: int, golden_samples: int) -> int:
     config = load_config("h2learn")
     compiled = compile_inference(model.graph, config)
     inputs = test_samples(DATA, 0)
+    golden_samples = min(golden_samples, len(inputs.x))
     fast = engines_for(compiled.program, use_golden=False)
     with progress_bar("running on the machine") as bar:
         machine = run_program(compiled.program, inputs.x, fast, trace=True, progress=bar.samples)

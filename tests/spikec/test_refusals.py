@@ -77,6 +77,7 @@ def test_options(files: Path, golden: Golden) -> None:
         "negative time steps": (*TARGET, "--timesteps", "-1"),
         "no samples in a sub-batch": (*TARGET, "--batch", "0"),
         "too many samples in a sub-batch": (*TARGET, "--batch", "100000"),
+        "too many time steps": (*TARGET, "--timesteps", "100000"),
         "negative seed": ("compile", "zoo:digits-fc", *COMPILE, "--seed", "-1"),
         "large seed": ("compile", "zoo:digits-fc", *COMPILE, "--seed", str(2**63)),
         "unknown pass": (*TARGET, "--print-after", "Fold"),
