@@ -124,15 +124,20 @@ def _check_lut_entries(weights: F16, site: Site) -> None:
     piece_taps = 9
     padded = np.zeros((*taps.shape[:2], -(-taps.shape[2] // piece_taps) * piece_taps), np.float16)
     padded[:, :, : taps.shape[2]] = taps
-    triples = padded.reshape(out, -1, SUB_LUT_TAPS).astype(np.float64)
-    extreme = np.maximum(triples.clip(min=0).sum(-1), (-triples).clip(min=0).sum(-1))
-    if extreme.max(initial=0.0) >= OVERFLOW:
-        channel = int(np.argwhere(extreme >= OVERFLOW)[0][0])
-        raise site.fail(
-            f"LUT entry {extreme[channel].max():g} of channel {channel}, a sum of up to three weights, "
-            "overflows FP16 (largest 65504)",
-            "scale the layer's weights, threshold and bias down together",
-        )
+    triples = padded.reshape(out, -1, SUB_LUT_TAPS)
+    large = np.abs(triples.astype(np.float32)).sum(-1).max(1) >= OVERFLOW / 2
+    for channel in np.flatnonzero(large):
+        entries = np.zeros((len(triples[channel]), 1), np.float16)
+        with np.errstate(over="ignore"):
+            for tap in range(SUB_LUT_TAPS):
+                entries = np.concatenate([entries, entries + triples[channel][:, tap, None]], 1)
+        if not np.isfinite(entries).all():
+            worst = np.abs(triples[channel].astype(np.float64)).sum(-1).max()
+            raise site.fail(
+                f"LUT entry {worst:g} of channel {channel}, a sum of up to three weights, "
+                "overflows FP16 (largest 65504)",
+                "scale the layer's weights, threshold and bias down together",
+            )
 
 
 def _first_stage(graph: Graph, layer: NetworkLayer, bias: F32 | None, folds: bool) -> SomaStage:

@@ -17,7 +17,7 @@ from hwmodel.timing import program_timing
 from runtime.session import RunResult, run_program
 from runtime.traces import agreement, same_bits
 from spikec.commands.run import engines_for
-from spikec.commands.samples import TestSamples, test_samples
+from spikec.commands.samples import HeldOut, held_out
 from spikec.commands.talk import print_json, print_table, progress_bar
 from spikec.models import Model, load_model
 
@@ -55,7 +55,7 @@ def run_demo(*, as_json: bool, seed: int, golden_samples: int) -> int:
         model = load_model(f"zoo:{NETWORK}@{DATA}", seed=seed, progress=bar.training)
     config = load_config("h2learn")
     compiled = compile_inference(model.graph, config)
-    inputs = test_samples(DATA, 0)
+    inputs = held_out(DATA, 0)
     golden_samples = min(golden_samples, len(inputs.x))
     fast = engines_for(compiled.program, use_golden=False)
     with progress_bar("running on the machine") as bar:
@@ -69,7 +69,7 @@ def run_demo(*, as_json: bool, seed: int, golden_samples: int) -> int:
     return 0 if exact else CHECK_FAILED
 
 
-def _same_as_golden(compiled: Compiled, inputs: TestSamples, samples: int) -> bool:
+def _same_as_golden(compiled: Compiled, inputs: HeldOut, samples: int) -> bool:
     """Whether the fast and the golden engine agree in every spike and membrane bit."""
     x = inputs.x[:samples]
     with progress_bar("running on the golden engine") as bar:
@@ -89,7 +89,7 @@ def _same_as_golden(compiled: Compiled, inputs: TestSamples, samples: int) -> bo
 def _report(
     model: Model,
     compiled: Compiled,
-    inputs: TestSamples,
+    inputs: HeldOut,
     machine: RunResult,
     *,
     exact: bool,
@@ -125,7 +125,7 @@ def _report(
     )
 
 
-def spikes_agree(graph: Graph, inputs: TestSamples, machine: RunResult) -> float:
+def spikes_agree(graph: Graph, inputs: HeldOut, machine: RunResult) -> float:
     """Fraction of spikes, over all layers, steps and samples, that equal the f32 reference's."""
     assert machine.traces is not None
     neurons = [node.name for node in graph.nodes if isinstance(node.op, Lif)]

@@ -12,7 +12,7 @@ from hwmodel.program_file import load_program
 from hwmodel.timing import program_timing
 from runtime.engines import Engines, fast, golden
 from runtime.session import firing_rates, run_program
-from spikec.commands.samples import test_samples
+from spikec.commands.samples import held_out
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
 
 
@@ -20,7 +20,7 @@ def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rat
     """Check the program, execute it on test samples, print what came out; the exit code."""
     program = load_program(path)
     check(program)
-    inputs = test_samples(data, samples)
+    inputs = held_out(data, samples)
     engines = engines_for(program, use_golden=use_golden)
     with progress_bar("running") as bar:
         result = run_program(program, inputs.x, engines, trace=rates, progress=bar.samples)

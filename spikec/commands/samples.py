@@ -13,14 +13,14 @@ from runtime.host import F32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestSamples:
+class HeldOut:
     """Inputs (N, ...) or (T, N, ...), and labels where the data set has them."""
 
     x: F32
     labels: npt.NDArray[np.int64] | None
 
 
-def test_samples(data: str, count: int) -> TestSamples:
+def held_out(data: str, count: int) -> HeldOut:
     """The first `count` test samples (0: all).
 
     Raises: CompileError if the data set has fewer.
@@ -34,4 +34,4 @@ def test_samples(data: str, count: int) -> TestSamples:
         )
     chosen = samples.take(slice(0, count or len(samples)))
     x = np.ascontiguousarray(chosen.x.swapaxes(0, 1)) if chosen.has_time else chosen.x
-    return TestSamples(x=x, labels=chosen.y if chosen.labelled else None)
+    return HeldOut(x=x, labels=chosen.y if chosen.labelled else None)

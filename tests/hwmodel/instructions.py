@@ -15,13 +15,13 @@ def field_range(item: FieldLayout) -> tuple[int, int]:
 
 
 def field_values(item: FieldLayout) -> st.SearchStrategy[object]:
-    """Every value that a field may have, the limits often."""
+    """Every value that a field may have; small ones and the limits often."""
     if item.enum is not None:
         return st.sampled_from(list(item.enum))
     if item.is_bool:
         return st.booleans()
     low, high = field_range(item)
-    return st.integers(low, high) | st.sampled_from([low, high])
+    return st.integers(low, high) | st.integers(max(low, -3), min(high, 12)) | st.sampled_from([low, high])
 
 
 def instructions(kind: type[Instruction]) -> st.SearchStrategy[Instruction]:

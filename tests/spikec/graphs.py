@@ -41,7 +41,7 @@ def small_graph(weights: dict[str, Array] | None = None, **changed: dict[str, ob
     """The network with other weights, and other fields of the named ops."""
     nodes: list[Node] = []
     for line, (name, op) in enumerate(OPS.items(), start=1):
-        new = replace(op, **changed.get(name, {}))  # type: ignore[arg-type,type-var]
+        new = replace(op, **changed.get(name, {}))  # type: ignore[type-var]
         nodes.append(Node(name, new, (nodes[-1].name,) if nodes else (), Loc("net.py", line)))
     return Graph("small", tuple(nodes), "rate", {**arrays(), **(weights or {})})
 

@@ -44,7 +44,7 @@ def test_demo_on_held_out_digits() -> None:
 def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo on six samples, with an untrained network that poses as a trained one."""
     monkeypatch.setattr(demo, "load_model", _untrained)
-    monkeypatch.setattr(demo, "test_samples", _six)
+    monkeypatch.setattr(demo, "held_out", _six)
 
 
 def _untrained(model: str, *, seed: int, progress: object) -> Model:
@@ -64,8 +64,8 @@ def _untrained(model: str, *, seed: int, progress: object) -> Model:
     return replace(load_model(model.partition("@")[0], seed=seed), trained=info)
 
 
-def _six(data: str, _: int) -> samples.TestSamples:
-    return samples.test_samples(data, 6)
+def _six(data: str, _: int) -> samples.HeldOut:
+    return samples.held_out(data, 6)
 
 
 @pytest.mark.usefixtures("short_demo")
