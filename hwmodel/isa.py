@@ -99,11 +99,8 @@ class Instruction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load(Instruction):
-    """DMA: a region of a tensor to a bank; rows and columns outside the tensor arrive as zeros (halo).
-
-    With `flat` the channels c0 .. c0+nc count elements in (row, column, channel) order, and y, x are unused.
-    """
+class Transfer(Instruction):
+    """DMA: a bank of a buffer, and a region of a tensor in external memory."""
 
     buffer: Buffer
     bank: U1
@@ -122,23 +119,16 @@ class Load(Instruction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store(Instruction):
-    """DMA: a bank to a region inside a tensor."""
+class Load(Transfer):
+    """DMA: a region of a tensor to a bank; rows and columns outside the tensor arrive as zeros (halo).
 
-    buffer: Buffer
-    bank: U1
-    tensor: U16
-    t0: U16
-    nt: U16
-    n0: U12
-    nn: U12
-    y0: S16
-    h: U16
-    x0: S16
-    w: U16
-    c0: U24
-    nc: U24
-    flat: bool
+    With `flat` the channels c0 .. c0+nc count elements in (row, column, channel) order, and y, x are unused.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store(Transfer):
+    """DMA: a bank to a region inside a tensor; never flat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -291,6 +291,7 @@ def save_and_load(program: Program, folder: Path) -> bool:
         (("timesteps",), 4, "does not fit tensor (3, 2, 1, 1, 5)"),
         (("batch",), 3, "does not fit tensor (3, 2, 1, 1, 5)"),
         (("name",), 7, "7 is no text"),
+        (("name",), "\ud800", "surrogates not allowed"),
         (("meta",), {"graph": 7}, "7 is no text"),
         (("config", "forward", "rows"), 0, "forward.rows is 0, must be at least 1"),
         (("config", "clock_ghz"), float("nan"), "clock_ghz is nan, must be positive"),
