@@ -49,7 +49,7 @@ def main() -> None:
     timing = spikec.program_timing(compiled.program)
     print(f"{compiled.program.instructions} instructions, {timing.cycles_per_sample:,.0f} cycles per sample")
 
-    machine = spikec.run_program(compiled.program, images.numpy(), spikec.fast())
+    machine = spikec.run_program(compiled.program, images.numpy())
     with torch.no_grad():
         expected = network(images)
     same = (expected.argmax(1).numpy() == machine.outputs.argmax(1)).mean()

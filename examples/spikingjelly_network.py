@@ -49,7 +49,7 @@ def main() -> None:
     print(f"spikes of SpikingJelly and of the graph that differ: {int((spikes != reference).sum())}")
 
     program = spikec.compile_inference(graph, spikec.load_config("h2learn")).program
-    machine = spikec.run_program(program, events.numpy(), spikec.fast())
+    machine = spikec.run_program(program, events.numpy())
     agree = (machine.outputs == spikes.numpy()).mean()
     print(f"{program.instructions} instructions; output spikes of the machine that agree: {agree:.4f}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,7 @@ class _Operands:
 
 _FORWARD = _Operands(Buffer.S_IN, Buffer.W, Buffer.PSUM)
 _BACKWARD = _Operands(Buffer.BE_IN, Buffer.BE_W, Buffer.BE_PSUM)
+_ACCUMULATED = (Buffer.PSUM, Buffer.BE_PSUM)  # changed in place, so never shared
 
 
 class Machine:
@@ -55,6 +57,14 @@ class Machine:
     """
 
     def __init__(self, program: Program, engines: Engines) -> None:
+        config = program.config
+        if (engines.array_rows, engines.dense_rows) != (config.forward.rows, config.backward.rows):
+            raise CompileError(
+                f"the engines have {engines.array_rows} and {engines.dense_rows} rows, the program was compiled for "
+                f"{config.forward.rows} and {config.backward.rows}",
+                Loc(program.name),
+                hint="leave the engines out, or make them with the configuration's rows",
+            )
         self._program = program
         self._engines = engines
         self._memory = Memory(program)
@@ -119,8 +129,11 @@ class Machine:
 
     def _load(self, queue: Queue, load: Load) -> None:
         key = self._memory.key(load)
-        values = self._cache.get(key, lambda: self._memory.fetch(load))
-        self._banks[load.buffer, load.bank] = Bank(values, key)  # type: ignore[arg-type]
+        if load.buffer in _ACCUMULATED:
+            values = self._memory.fetch(load)
+        else:
+            values = cast(Values, self._cache.get(key, lambda: self._memory.fetch(load)))
+        self._banks[load.buffer, load.bank] = Bank(values, key)
 
     def _store(self, queue: Queue, store: Store) -> None:
         self._memory.put(store, self._banks[store.buffer, store.bank].values)

@@ -80,15 +80,10 @@ class Memory:
         batch = load.nt * load.nn
         if load.flat:
             part = outer.reshape(load.nt, load.nn, -1)[:, :, load.c0 : load.c0 + load.nc]
-            return cast(Values, np.ascontiguousarray(part).reshape(batch, 1, 1, load.nc))
-        height, width = array.shape[2:4]
-        y0, y1 = max(load.y0, 0), min(load.y0 + load.h, height)
-        x0, x1 = max(load.x0, 0), min(load.x0 + load.w, width)
-        part = outer[:, :, y0:y1, x0:x1, load.c0 : load.c0 + load.nc]
-        if (y1 - y0, x1 - x0) == (load.h, load.w):
-            return cast(Values, np.ascontiguousarray(part).reshape(batch, load.h, load.w, load.nc))
+            return cast(Values, part.copy().reshape(batch, 1, 1, load.nc))
         region = np.zeros((load.nt, load.nn, load.h, load.w, load.nc), array.dtype)
-        region[:, :, y0 - load.y0 : y1 - load.y0, x0 - load.x0 : x1 - load.x0] = part
+        rows, columns = _inside(load.y0, load.h, array.shape[2]), _inside(load.x0, load.w, array.shape[3])
+        region[:, :, rows.there, columns.there] = outer[:, :, rows.here, columns.here, load.c0 : load.c0 + load.nc]
         return cast(Values, region.reshape(batch, load.h, load.w, load.nc))
 
     def put(self, store: Store, values: Values) -> None:
@@ -101,3 +96,19 @@ class Memory:
             store.x0 : store.x0 + store.w,
             store.c0 : store.c0 + store.nc,
         ] = values.reshape(store.nt, store.nn, store.h, store.w, store.nc)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """Where the part of a region that lies inside a tensor stands, in the tensor and in the region."""
+
+    here: slice
+    there: slice
+
+
+def _inside(start: int, size: int, extent: int) -> _Inside:
+    """The overlap along one axis; empty where a region is nothing but halo."""
+    begin = min(max(start, 0), extent)
+    end = max(min(start + size, extent), begin)
+    first = min(max(begin - start, 0), size)
+    return _Inside(slice(begin, end), slice(first, first + end - begin))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwmodel.program import Program
-from runtime.engines import Engines
+from runtime.engines import Engines, fast, golden
 from runtime.host import F32, check_inputs, encode_inputs, read_out
 from runtime.machine import Machine
 from runtime.traces import Traces
@@ -28,15 +28,21 @@ class RunResult:
     seconds: float
 
 
+def engines_for(program: Program, *, use_golden: bool = False) -> Engines:
+    """Functional engines with the array sizes of the program's configuration."""
+    make = golden if use_golden else fast
+    return make(program.config.forward.rows, program.config.backward.rows)
+
+
 def run_program(
     program: Program,
     x: F32,
-    engines: Engines,
+    engines: Engines | None = None,
     *,
     trace: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunResult:
-    """Execute a program on any number of samples.
+    """Execute a program on any number of samples, on fast engines unless others are given.
 
     The memories take turns: each sub-batch starts from the same constants, so its result does not depend on
     the ones before. progress is told samples done and samples in all.
@@ -50,7 +56,7 @@ def run_program(
     total = x.shape[axis]
     outputs: list[F32] = []
     kept: list[Traces] = []
-    machine = Machine(program, engines)
+    machine = Machine(program, engines if engines is not None else engines_for(program))
     for first in range(0, total, program.batch):
         part = x[:, first : first + program.batch] if axis else x[first : first + program.batch]
         size = part.shape[axis]

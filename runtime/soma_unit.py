@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
+from typing import cast
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from runtime.engines import (
     F16,
     Engines,
     Neuron,
+    Param,
     Pool,
     PoolKind,
     SomaPlan,
@@ -184,14 +186,13 @@ class SomaUnit:
     ) -> CompileError:
         """Where the first value left FP16; the golden engine tells, since it keeps every step."""
         layer = self._program.layers[soma.layer]
-        what, where = "partial sum", np.argwhere(~np.isfinite(x))
-        if not where.size:
-            with np.errstate(all="ignore"):
-                probes = golden().soma(x, plan, params, state, True).probes
-            what = "membrane potential"
-            faulty = [np.argwhere(~np.isfinite(probe.membrane)) for probe in probes]
-            where = next((found for found in faulty if found.size), np.zeros((1, 5), int))
-        step, sample, _, _, channel = (int(value) for value in where[0])
+        step, sample, channel = _first_overflow(x, plan, params, state)
+        has_averages = any(pool is not None and pool.kind is PoolKind.AVG for pool in (plan.pool1, plan.pool2))
+        what = "sum in the Soma (pooling or membrane potential)" if has_averages else "membrane potential"
+        with np.errstate(over="ignore"):
+            biased = x[step, sample, :, :, channel] + (params[0, Param.PRE_BIAS, channel] if len(params) else 0)
+        if not np.isfinite(biased).all():
+            what = "partial sum"
         place = self._place(soma)
         return CompileError(
             f"{layer.name}: a {what} overflows FP16 at step {place.t0 + step}, channel {place.c0 + channel}, "
@@ -211,6 +212,25 @@ class SomaUnit:
             and self._program.tensors[instruction.tensor].role is not Role.STATE
         )
         return next(islice(stores, self._done[soma.layer], None))
+
+
+def _first_overflow(x: Values, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...]) -> tuple[int, int, int]:
+    """Step, sample and channel of the first value that leaves FP16: channels and samples do not meet in the Soma."""
+    engines = golden()
+
+    def is_finite(steps: int, sample: int, channel: int) -> bool:
+        part = cast(Values, np.ascontiguousarray(x[:steps, sample : sample + 1, :, :, channel : channel + 1]))
+        before = tuple(
+            None if s is None else np.ascontiguousarray(s[sample : sample + 1, :, :, channel : channel + 1])
+            for s in state
+        )
+        table = np.ascontiguousarray(params[:, :, channel : channel + 1])
+        with np.errstate(all="ignore"):
+            return engines.soma(part, plan, table, before, False).finite
+
+    steps, samples, _, _, channels = x.shape
+    sample, channel = next((n, c) for n, c in product(range(samples), range(channels)) if not is_finite(steps, n, c))
+    return next(t for t in range(steps) if not is_finite(t + 1, sample, channel)), sample, channel
 
 
 def _over_time(values: Values, soma: Soma) -> Values:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hwmodel.program_file import load_program, save_program
     from hwmodel.timing import program_timing
     from runtime.engines import fast, golden
-    from runtime.session import RunResult, run_program
+    from runtime.session import RunResult, engines_for, run_program
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ _HOMES = {
     "Program": "hwmodel.program",
     "RunResult": "runtime.session",
     "compile_inference": "compiler.h2learn.compile",
+    "engines_for": "runtime.session",
     "evaluate": "compiler.evaluate",
     "fast": "runtime.engines",
     "from_torch": "frontends.from_torch",
@@ -58,6 +59,7 @@ __all__ = [
     "Program",
     "RunResult",
     "compile_inference",
+    "engines_for",
     "evaluate",
     "fast",
     "from_torch",

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compiler.h2learn.emit import LayerEmitter
 from compiler.h2learn.isolate_pools import isolate_pools
 from compiler.h2learn.layers import Network, NetworkLayer, split_layers
 from compiler.h2learn.quantise import SomaStage, quantise
-from compiler.h2learn.schedule_dataflow import schedule_dataflow
+from compiler.h2learn.schedule_dataflow import Schedule, schedule_dataflow
 from compiler.h2learn.synchronise import Action, synchronise
 from compiler.h2learn.tensors import LayerPlan, TensorTable
 from compiler.ir import Encoding, Graph, TensorType
 from compiler.ir.ops import Conv2d, Encode
-from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, PassReport, run_passes
+from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, PassReport, SinkFlatten, run_passes
 from hwmodel.checker import check
-from hwmodel.config import H2LearnConfig
+from hwmodel.config import H2LearnConfig, TileConfig
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import Load, most
 from hwmodel.program import Host, Layer, NeuronFacts, Program
 
-PASSES = (HoistEncode(), MeanLast(), FoldBatchNorm())
+PASSES = (HoistEncode(), FoldBatchNorm(), MeanLast(), SinkFlatten())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +51,7 @@ def compile_inference(
     _check_counts(graph, samples)
     lowered, reports = run_passes(graph, PASSES, print_after=print_after, show=show)
     network = split_layers(lowered)
-    tile = (config.tile.h, config.tile.w)
-    layers = [part for layer in network.layers for part in isolate_pools(lowered, layer, tile)]
-    plans = [_plan(lowered, layer, config, samples) for layer in layers]
+    plans = [plan for layer in network.layers for plan in _plans(lowered, layer, config, samples, config.tile)]
     program = _program(network, plans, config, samples)
     check(program)
     return Compiled(
@@ -74,10 +72,23 @@ def _check_counts(graph: Graph, samples: int) -> None:
             raise CompileError(f"{what} is {count}, must be from 1 to {limit}", Loc(graph.name))
 
 
-def _plan(graph: Graph, layer: NetworkLayer, config: H2LearnConfig, batch: int) -> LayerPlan:
-    constants = quantise(graph, layer)
-    schedule = schedule_dataflow(layer, constants, config, graph.timesteps, batch)
-    return LayerPlan(layer=layer, constants=constants, schedule=schedule)
+def _plans(graph: Graph, layer: NetworkLayer, config: H2LearnConfig, batch: int, tile: TileConfig) -> list[LayerPlan]:
+    """The layer as passes over an engine: pooling that a tile, or a buffer, cannot hold is a pass of its own."""
+    plans = []
+    for part in isolate_pools(graph, layer, (tile.h, tile.w)):
+        constants = quantise(graph, part)
+        schedule = schedule_dataflow(part, constants, config, graph.timesteps, batch)
+        if isinstance(schedule, Schedule):
+            plans.append(LayerPlan(layer=part, constants=constants, schedule=schedule))
+        elif part.synapse is not None and (part.pool1 or part.pool2):
+            plans += _plans(graph, part, config, batch, replace(tile, h=0, w=0))
+        else:
+            raise CompileError(
+                f"{part.name}: one output of one sample at one step exceeds {schedule}",
+                part.nodes[0].loc,
+                hint="use a configuration with larger buffers",
+            )
+    return plans
 
 
 def _program(network: Network, plans: Sequence[LayerPlan], config: H2LearnConfig, batch: int) -> Program:

@@ -24,13 +24,15 @@ def fits_tile(pools: list[Node], tile: tuple[int, int]) -> bool:
             if pool.kernel[axis] != pool.stride[axis] or pool.padding[axis]:
                 return False
             unit *= pool.stride[axis]
-        if unit > tile[axis]:
+        if pools and unit > tile[axis]:
             return False
     return True
 
 
 def isolate_pools(graph: Graph, layer: NetworkLayer, tile: tuple[int, int]) -> tuple[NetworkLayer, ...]:
     """The layer, split so that each part's pooling is local to a tile or read from memory.
+
+    A tile of (0, 0) holds no pooling at all.
 
     Needs: a layer of split_layers. Ensures: the same values; parts without a synapse hold at most one pool.
     """

@@ -16,6 +16,7 @@ F32 = npt.NDArray[np.float32]
 
 NEURON_FIELDS = 9  # pre_bias, scale, bias, decay, threshold, reset_value, initial, th_l, th_r
 OVERFLOW = 65520.0  # the smallest magnitude that FP16 rounds to infinity
+LARGEST = 65504.0  # of FP16; a surrogate's window reaches no further
 SUB_LUT_TAPS = 3
 
 
@@ -195,8 +196,8 @@ def _stage(graph: Graph, node: Node, bias: F32 | None, *, fold_leak: bool, scale
         rows |= {
             "threshold": threshold,
             "reset_value": values(op.reset_value, "reset_value"),
-            "th_l": threshold + np.float32(window.offset - window.width),
-            "th_r": threshold + np.float32(window.offset + window.width),
+            "th_l": np.clip(threshold + np.float32(window.offset - window.width), -LARGEST, LARGEST),
+            "th_r": np.clip(threshold + np.float32(window.offset + window.width), -LARGEST, LARGEST),
         }
     table = np.stack([to_f16(row, what, site) for what, row in rows.items()])
     if isinstance(op, Lif):

@@ -13,7 +13,6 @@ from compiler.h2learn.partition_luts import Partition, partition
 from compiler.h2learn.quantise import NEURON_FIELDS, Quantised
 from compiler.h2learn.tile_feature_maps import Tile, tile_feature_maps
 from hwmodel.config import H2LearnConfig
-from hwmodel.errors import CompileError
 from hwmodel.isa import Buffer, Queue
 
 F16_BYTES = 2
@@ -56,34 +55,39 @@ class _Need:
 
 def schedule_dataflow(
     layer: NetworkLayer, constants: Quantised, config: H2LearnConfig, timesteps: int, batch: int
-) -> Schedule:
-    """The largest grid iterations that fit every buffer.
-
-    Raises: CompileError if even one output of one sample at one step does not fit.
-    """
+) -> Schedule | str:
+    """The largest grid iterations that fit every buffer; else what even the smallest exceeds."""
     engine = assign_engine(layer)
-    cols = config.forward.cols if engine is Queue.FE else config.backward.cols
     failures: list[str] = []
-    for split in _partitions(layer, engine, config):
-        for height, width in _tile_sizes(layer, config):
-            tiles = tile_feature_maps(layer, height, width)
-            for nn, nt in product(range(batch, 0, -1), range(timesteps, 0, -1)):
-                need = _need(layer, constants, split, tiles, engine, cols, nt, nn)
-                failures = _exceeded(need, engine, config)
-                if not failures:
-                    return Schedule(
-                        engine=engine,
-                        partition=split,
-                        tiles=tiles,
-                        cols=cols,
-                        times=_chunks(timesteps, nt),
-                        samples=_chunks(batch, nn),
-                    )
-    raise CompileError(
-        f"{layer.name}: one output of one sample at one step exceeds {failures[0]}",
-        layer.nodes[0].loc,
-        hint="use a configuration with larger buffers",
-    )
+    for cols, split, (height, width) in _cuts(layer, engine, config):
+        tiles = tile_feature_maps(layer, height, width)
+        failures = _exceeded(_need(layer, constants, split, tiles, engine, cols, 1, 1), engine, config)
+        if failures:
+            continue
+        for nn, nt in product(range(batch, 0, -1), range(timesteps, 0, -1)):
+            need = _need(layer, constants, split, tiles, engine, cols, nt, nn)
+            if not _exceeded(need, engine, config):
+                return Schedule(
+                    engine=engine,
+                    partition=split,
+                    tiles=tiles,
+                    cols=cols,
+                    times=_chunks(timesteps, nt),
+                    samples=_chunks(batch, nn),
+                )
+    return failures[0]
+
+
+def _cuts(
+    layer: NetworkLayer, engine: Queue, config: H2LearnConfig
+) -> Iterator[tuple[int, Partition, tuple[int, int]]]:
+    """Columns, rows and tiles from the hardware's own down to the smallest; tiles shrink first."""
+    cols = config.forward.cols if engine is Queue.FE else config.backward.cols
+    while cols >= 1:
+        for split in _partitions(layer, engine, config):
+            for size in _tile_sizes(layer, config):
+                yield cols, split, size
+        cols //= 2
 
 
 def _partitions(layer: NetworkLayer, engine: Queue, config: H2LearnConfig) -> Iterator[Partition]:
@@ -137,7 +141,9 @@ def _need(
     region_h = (height - 1) * split.stride[0] + split.kernel_rows
     region_w = (width - 1) * split.stride[1] + split.kernel[1]
     source = steps * nn * region_h * region_w * split.channels_per_block
-    state = sum(nn * size * cols * F16_BYTES for size, _ in zip((height * width, out), constants.stages, strict=False))
+    # pooling from memory stands before the neuron, else behind or in front of it within the tile
+    first_stage = height * width if layer.synapse is not None else out
+    state = sum(nn * size * cols * F16_BYTES for size, _ in zip((first_stage, out), constants.stages, strict=False))
     weights = split.weight_values * cols * F16_BYTES
     neuron = len(constants.stages) * NEURON_FIELDS * cols * F16_BYTES
     psum = nt * nn * height * width * cols * F16_BYTES

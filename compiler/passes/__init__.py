@@ -6,5 +6,16 @@ from compiler.passes.hoist_encode import HoistEncode
 from compiler.passes.mean_last import MeanLast
 from compiler.passes.prepend_encode import PrependEncode
 from compiler.passes.retime import Retime
+from compiler.passes.sink_flatten import SinkFlatten
 
-__all__ = ["FoldBatchNorm", "HoistEncode", "MeanLast", "Pass", "PassReport", "PrependEncode", "Retime", "run_passes"]
+__all__ = [
+    "FoldBatchNorm",
+    "HoistEncode",
+    "MeanLast",
+    "Pass",
+    "PassReport",
+    "PrependEncode",
+    "Retime",
+    "SinkFlatten",
+    "run_passes",
+]

@@ -28,7 +28,7 @@ from hwmodel.isa import (
     Wait,
     layout,
 )
-from hwmodel.program import Format, Program
+from hwmodel.program import Program
 
 MOST_FAULTS = 5
 _MEMORY_OF = {Queue.DMA0: 0, Queue.DMA1: 1, Queue.DMA2: 2}
@@ -128,14 +128,14 @@ class _Execution:
     def _apply(self, queue: Queue, instruction: Instruction, clock: Clock) -> None:
         match instruction:
             case Load():
-                self._check_memory(queue, self._memory.load(instruction, INDEX[queue], clock))
+                _refuse(self._memory.load(instruction, INDEX[queue], clock))
                 self._access(queue, clock, writes=((instruction.buffer, instruction.bank),))
                 self._banks.load(instruction)
             case Store():
                 place = (instruction.buffer, instruction.bank)
                 self._access(queue, clock, reads=(place,))
                 self._check_stored(instruction, self._banks.need(place))
-                self._check_memory(queue, self._memory.store(instruction, INDEX[queue], clock))
+                _refuse(self._memory.store(instruction, INDEX[queue], clock))
             case LutProgram():
                 weight_bank = (ENGINES[queue].weights, instruction.w_bank)
                 self._access(queue, clock, reads=(weight_bank,), writes=(_LUT,))
@@ -179,10 +179,6 @@ class _Execution:
                     raise BankError(f"races on {_name(resource)} with {race}")
                 accesses.note(INDEX[queue], clock, write=write)
 
-    def _check_memory(self, queue: Queue, fault: str) -> None:
-        if fault:
-            raise BankError(fault)
-
     def _check_stored(self, store: Store, content: Content) -> None:
         tensor = self._program.tensors[store.tensor]
         region = (store.nt, store.nn, store.h, store.w, store.nc)
@@ -190,7 +186,6 @@ class _Execution:
             raise BankError(f"stores a region {region}, the bank holds {content}")
         if content.format is not tensor.format:
             raise BankError(f"stores {content.format} to {tensor.name}, which is {tensor.format}")
-        assert isinstance(tensor.format, Format)
 
     def _report(self, queue: Queue, instruction: Instruction, what: str) -> None:
         place = f"{queue}[{self._position[queue]}]"
@@ -216,6 +211,11 @@ class _Execution:
         ]
 
 
+def _refuse(fault: str) -> None:
+    if fault:
+        raise BankError(fault)
+
+
 def _stream_faults(program: Program) -> list[str]:
     """Instructions that their queue cannot execute, and queues that do not end."""
     faults = []
@@ -233,6 +233,8 @@ def _stream_faults(program: Program) -> list[str]:
 
 
 def _misplaced(program: Program, queue: Queue, instruction: Instruction) -> str:
+    if instruction.layer >= len(program.layers):
+        return f"there are {len(program.layers)} layers"
     match instruction:
         case Load() | Store():
             if queue not in _MEMORY_OF:

@@ -21,6 +21,16 @@ class Engines(Protocol):
     Source: sections 3.2.1 and 3.2.3; the orders of addition are stated per method.
     """
 
+    @property
+    def array_rows(self) -> int:
+        """PE rows of the Forward Engine, which its adder trees span."""
+        ...
+
+    @property
+    def dense_rows(self) -> int:
+        """PE rows of the Backward Engine."""
+        ...
+
     def program_conv(self, weights: F16) -> F16:
         """Sub-LUT entries of a grid iteration: ((0 + b0*w[3s]) + b1*w[3s+1]) + b2*w[3s+2] at index b2b1b0.
 

@@ -14,9 +14,8 @@ from compiler.ir import Graph
 from compiler.ir.ops import Lif
 from hwmodel.config import load_config
 from hwmodel.timing import program_timing
-from runtime.session import RunResult, run_program
+from runtime.session import RunResult, engines_for, run_program
 from runtime.traces import agreement, same_bits
-from spikec.commands.run import engines_for
 from spikec.commands.samples import HeldOut, held_out
 from spikec.commands.talk import print_json, print_table, progress_bar
 from spikec.models import Model, load_model
@@ -57,7 +56,7 @@ def run_demo(*, as_json: bool, seed: int, golden_samples: int) -> int:
     compiled = compile_inference(model.graph, config)
     inputs = held_out(DATA, 0)
     golden_samples = min(golden_samples, len(inputs.x))
-    fast = engines_for(compiled.program, use_golden=False)
+    fast = engines_for(compiled.program)
     with progress_bar("running on the machine") as bar:
         machine = run_program(compiled.program, inputs.x, fast, trace=True, progress=bar.samples)
     exact = _same_as_golden(compiled, inputs, golden_samples)
@@ -80,7 +79,7 @@ def _same_as_golden(compiled: Compiled, inputs: HeldOut, samples: int) -> bool:
             trace=True,
             progress=bar.samples,
         )
-    fast = run_program(compiled.program, x, engines_for(compiled.program, use_golden=False), trace=True)
+    fast = run_program(compiled.program, x, engines_for(compiled.program), trace=True)
     assert golden.traces is not None
     assert fast.traces is not None
     return same_bits(golden.traces, fast.traces)

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hwmodel.checker import check
-from hwmodel.program import Program
 from hwmodel.program_file import load_program
 from hwmodel.timing import program_timing
-from runtime.engines import Engines, fast, golden
-from runtime.session import firing_rates, run_program
+from runtime.session import engines_for, firing_rates, run_program
 from spikec.commands.samples import held_out
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
 
@@ -54,9 +52,3 @@ def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rat
     rows += [(f"firing rate of {name}", f"{rate:.3f}") for name, rate in measured.items()]
     print_table(f"{path} on {program.config.name}", rows)
     return 0
-
-
-def engines_for(program: Program, *, use_golden: bool) -> Engines:
-    """Functional engines with the array sizes of the program's configuration."""
-    make = golden if use_golden else fast
-    return make(program.config.forward.rows, program.config.backward.rows)

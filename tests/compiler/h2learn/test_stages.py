@@ -14,7 +14,7 @@ from compiler.h2learn.isolate_pools import isolate_pools
 from compiler.h2learn.layers import split_layers
 from compiler.h2learn.partition_luts import partition
 from compiler.h2learn.quantise import quantise
-from compiler.h2learn.schedule_dataflow import schedule_dataflow
+from compiler.h2learn.schedule_dataflow import Schedule, schedule_dataflow
 from compiler.h2learn.synchronise import Action, synchronise
 from compiler.h2learn.tile_feature_maps import tile_feature_maps
 from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, run_passes
@@ -71,6 +71,7 @@ def test_chunks_cover_time_and_samples(network: RandomNetwork, batch: int) -> No
     for whole in split_layers(graph).layers:
         for layer in isolate_pools(graph, whole, (8, 8)):
             plan = schedule_dataflow(layer, quantise(graph, layer), CONFIG, graph.timesteps, batch)
+            assert isinstance(plan, Schedule)
             assert [i for c in plan.times for i in range(c.start, c.start + c.size)] == list(range(graph.timesteps))
             assert [i for c in plan.samples for i in range(c.start, c.start + c.size)] == list(range(batch))
 
