@@ -103,7 +103,7 @@ def test_neurons_behind_a_flatten_with_a_number_for_each_feature() -> None:
     x = spikes(3, 3, 2, 6, 6)
     ops: list[Op] = [Conv2d(weight=Param("w")), Flatten(), Lif(decay=0.0, threshold=Param("t"))]
     graph = chain(x, ops, {"w": grid(4, 2, 3, 3), "t": np.full(64, 0.25, np.float32)})
-    with pytest.raises(CompileError, match="n2: stands behind a flatten of .* and has a number for each feature"):
+    with pytest.raises(CompileError, match=r"n2: stands behind a flatten of .* and has a number for each feature"):
         compile_inference(graph, CONFIG)
 
 
