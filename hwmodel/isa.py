@@ -43,6 +43,26 @@ class Buffer(StrEnum):
     BE_STATE = "be_state"
 
 
+@dataclass(frozen=True, slots=True)
+class EngineBuffers:
+    """The buffers of an engine, by what they hold."""
+
+    source: Buffer
+    weights: Buffer
+    psum: Buffer
+    out: Buffer
+    neuron: Buffer
+    state: Buffer
+
+
+ENGINE_BUFFERS = {
+    Queue.FE: EngineBuffers(Buffer.S_IN, Buffer.W, Buffer.PSUM, Buffer.S_OUT, Buffer.NEURON, Buffer.STATE),
+    Queue.BE: EngineBuffers(
+        Buffer.BE_IN, Buffer.BE_W, Buffer.BE_PSUM, Buffer.BE_OUT, Buffer.BE_NEURON, Buffer.BE_STATE
+    ),
+}
+
+
 class LutMode(StrEnum):
     """What the sub-LUTs hold: sums of three taps, or single weights."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
+    ENGINE_BUFFERS,
     Buffer,
     ConvTile,
     FcTile,
@@ -35,18 +35,8 @@ from runtime.traces import Traces
 CACHE_BYTES = 96 << 20  # look-up indices of the current tile, reused by its column blocks
 
 
-@dataclass(frozen=True, slots=True)
-class _Operands:
-    """Buffers of an engine, by role."""
-
-    source: Buffer
-    weights: Buffer
-    psum: Buffer
-
-
-_FORWARD = _Operands(Buffer.S_IN, Buffer.W, Buffer.PSUM)
-_BACKWARD = _Operands(Buffer.BE_IN, Buffer.BE_W, Buffer.BE_PSUM)
-_ACCUMULATED = (Buffer.PSUM, Buffer.BE_PSUM)  # changed in place, so never shared
+_FORWARD, _BACKWARD = ENGINE_BUFFERS[Queue.FE], ENGINE_BUFFERS[Queue.BE]
+_ACCUMULATED = (_FORWARD.psum, _BACKWARD.psum)  # changed in place, so never shared
 
 
 class Machine:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
 from itertools import islice, product
 from typing import cast
 
 import numpy as np
 
 from hwmodel.errors import CompileError, Loc
-from hwmodel.isa import Buffer, PoolSetup, Queue, Soma, Store
+from hwmodel.isa import ENGINE_BUFFERS, Buffer, EngineBuffers, PoolSetup, Queue, Soma, Store
 from hwmodel.isa import PoolKind as PoolKindField
 from hwmodel.program import Program, Role
 from runtime.engines import (
@@ -29,20 +28,6 @@ from runtime.memory import Bank, Values
 from runtime.traces import Traces
 
 _FIELDS = 9  # rows of the parameter table per stage
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    psum: Buffer
-    neuron: Buffer
-    out: Buffer
-    state: Buffer
-
-
-_PLACES = {
-    Queue.FE: _Places(Buffer.PSUM, Buffer.NEURON, Buffer.S_OUT, Buffer.STATE),
-    Queue.BE: _Places(Buffer.BE_PSUM, Buffer.BE_NEURON, Buffer.BE_OUT, Buffer.BE_STATE),
-}
 
 
 class SomaUnit:
@@ -70,7 +55,7 @@ class SomaUnit:
 
         Raises: CompileError naming layer, step and channel where a partial sum or membrane leaves FP16.
         """
-        places = _PLACES[queue]
+        places = ENGINE_BUFFERS[queue]
         x = _over_time(banks[places.psum, soma.psum_bank].values, soma)
         plan = self._plan(queue, soma)
         stages = len(plan.neurons)
@@ -89,7 +74,7 @@ class SomaUnit:
 
     def _write(
         self,
-        places: _Places,
+        places: EngineBuffers,
         soma: Soma,
         result: SomaResult,
         banks: MutableMapping[tuple[Buffer, int], Bank],
@@ -102,7 +87,7 @@ class SomaUnit:
             for stage, membrane in enumerate(result.state):
                 banks[places.state, stage] = Bank(membrane)
         if self.probe:
-            queue = Queue.BE if places is _PLACES[Queue.BE] else Queue.FE
+            queue = Queue.BE if places is ENGINE_BUFFERS[Queue.BE] else Queue.FE
             setup = self._setups.get((queue, 2)) if soma.pool2 is not PoolKindField.NONE else None
             unit = (setup.stride_h, setup.stride_w) if setup is not None else (1, 1)
             self._probes[out] = (result.probes, unit)

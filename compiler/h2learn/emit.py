@@ -14,42 +14,10 @@ from compiler.h2learn.synchronise import Action, Resource
 from compiler.h2learn.tensors import LayerPlan, LayerTensors
 from compiler.ir.ops import Conv2d
 from hwmodel.config import H2LearnConfig
-from hwmodel.isa import Buffer, ConvTile, FcTile, Instruction, Load, LutMode, LutProgram, Queue, Store
+from hwmodel.isa import ENGINE_BUFFERS, Buffer, ConvTile, FcTile, Instruction, Load, LutMode, LutProgram, Queue, Store
 
 DMA = Queue.DMA0  # the memory of the sub-batch; the machine may run a program with Mem 0 and Mem 1 swapped
 LUT: Resource = ("lut", 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineBuffers:
-    """The buffers that an engine works with."""
-
-    source: Buffer
-    weights: Buffer
-    psum: Buffer
-    out: Buffer
-    neuron: Buffer
-    state: Buffer
-
-
-BUFFERS = {
-    Queue.FE: EngineBuffers(
-        source=Buffer.S_IN,
-        weights=Buffer.W,
-        psum=Buffer.PSUM,
-        out=Buffer.S_OUT,
-        neuron=Buffer.NEURON,
-        state=Buffer.STATE,
-    ),
-    Queue.BE: EngineBuffers(
-        source=Buffer.BE_IN,
-        weights=Buffer.BE_W,
-        psum=Buffer.BE_PSUM,
-        out=Buffer.BE_OUT,
-        neuron=Buffer.BE_NEURON,
-        state=Buffer.BE_STATE,
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +37,7 @@ class LayerEmitter:
         self._schedule = plan.schedule
         self._tensors = tensors
         self._config = config
-        self._buffers = BUFFERS[plan.schedule.engine]
+        self._buffers = ENGINE_BUFFERS[plan.schedule.engine]
         self._soma = SomaEmitter(number, plan.layer, plan.constants)
         self._stages = len(plan.constants.stages)
         self._source_bank = 0

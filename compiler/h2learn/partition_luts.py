@@ -117,30 +117,33 @@ def _bands(op: Conv2d, kernel: tuple[int, int], channels: int, rows: int, kernel
 
 
 def _linear(layer: NetworkLayer, engine: Queue, config: H2LearnConfig, rows: int) -> Partition:
+    """Inputs in memory order, three a row on the Forward Engine; with fewer `rows` the others stay silent."""
     features = layer.source_type.size("C")
-    per_group = rows * config.forward.sub_luts if engine is Queue.FE else rows
-    groups = 1
+    forward = config.forward
+    groups, per_group, pe_inputs = 1, rows, rows
     if engine is Queue.FE:
-        bank_values = config.forward.taps_per_pe * rows  # what the weight buffer holds for a column
-        groups = max(1, min(bank_values // per_group, config.forward.lut_entries))
-    step = per_group * groups
-    blocks = tuple(
-        RowBlock(
-            first_channel=first,
-            channels=min(step, features - first),
-            first_piece=0,
-            rows=rows if engine is Queue.FE else min(step, features - first),
-            groups=-(-min(step, features - first) // per_group) if engine is Queue.FE else 0,
+        per_group, pe_inputs = rows * forward.sub_luts, forward.rows * forward.sub_luts
+        bank_inputs = forward.taps_per_pe * forward.rows  # that the weight buffer holds for a column
+        if rows == forward.rows:
+            groups = max(1, min(bank_inputs // per_group, forward.lut_entries))
+    blocks = []
+    for first in range(0, features, per_group * groups):
+        inputs = min(per_group * groups, features - first)
+        blocks.append(
+            RowBlock(
+                first_channel=first,
+                channels=inputs,
+                first_piece=0,
+                rows=forward.rows if engine is Queue.FE else inputs,
+                groups=-(-inputs // per_group) if engine is Queue.FE else 0,
+            )
         )
-        for first in range(0, features, step)
-    )
-    most = max(max(block.groups, 1) for block in blocks) * per_group
     return Partition(
         kernel=(1, 1),
         kernel_rows=1,
         stride=(1, 1),
         pieces=1,
-        blocks=blocks,
+        blocks=tuple(blocks),
         channels_per_block=max(block.channels for block in blocks),
-        weight_values=min(most, per_group * groups),
+        weight_values=max(max(block.groups, 1) for block in blocks) * pe_inputs,
     )

@@ -13,7 +13,7 @@ from compiler.h2learn.partition_luts import Partition, partition
 from compiler.h2learn.quantise import NEURON_FIELDS, Quantised
 from compiler.h2learn.tile_feature_maps import Tile, tile_feature_maps
 from hwmodel.config import H2LearnConfig
-from hwmodel.isa import Buffer, Queue
+from hwmodel.isa import ENGINE_BUFFERS, Buffer, Queue
 
 F16_BYTES = 2
 
@@ -148,28 +148,19 @@ def _need(
     neuron = len(constants.stages) * NEURON_FIELDS * cols * F16_BYTES
     psum = nt * nn * height * width * cols * F16_BYTES
     spikes = -(-nt * nn * out * cols // 8)
-    if engine is Queue.BE:
-        return _Need(
-            buffers={
-                Buffer.BE_IN: source * F16_BYTES,
-                Buffer.BE_W: weights,
-                Buffer.BE_PSUM: psum,
-                Buffer.BE_OUT: spikes,
-                Buffer.BE_NEURON: neuron,
-                Buffer.BE_STATE: state,
-            },
-            pe_tile=region_h * region_w * F16_BYTES,
-            pe_psum=height * width * F16_BYTES,
-        )
+    names = ENGINE_BUFFERS[engine]
+    source_bits = 16 if engine is Queue.BE else 1
     return _Need(
         buffers={
-            Buffer.S_IN: -(-source // 8) if layer.synapse is not None else 0,
-            Buffer.W: weights,
-            Buffer.PSUM: psum,
-            Buffer.S_OUT: spikes,
-            Buffer.NEURON: neuron,
-            Buffer.STATE: state,
-        }
+            names.source: -(-source * source_bits // 8) if layer.synapse is not None else 0,
+            names.weights: weights,
+            names.psum: psum,
+            names.out: spikes,
+            names.neuron: neuron,
+            names.state: state,
+        },
+        pe_tile=region_h * region_w * F16_BYTES if engine is Queue.BE else 0,
+        pe_psum=height * width * F16_BYTES if engine is Queue.BE else 0,
     )
 
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwmodel.isa import Buffer, ConvTile, FcTile, Load, LutMode, LutProgram, PoolKind, PoolSetup, Queue, Soma
+from hwmodel.isa import (
+    ENGINE_BUFFERS,
+    Buffer,
+    ConvTile,
+    EngineBuffers,
+    FcTile,
+    Load,
+    LutMode,
+    LutProgram,
+    PoolKind,
+    PoolSetup,
+    Queue,
+    Soma,
+)
 from hwmodel.program import Format, Program
 
 NEURON_FIELDS = 9
@@ -31,23 +44,6 @@ class Content:
     def __str__(self) -> str:
         return f"{self.format} ({self.nt}, {self.nn}, {self.h}, {self.w}, {self.nc})"
 
-
-@dataclass(frozen=True, slots=True)
-class EngineBanks:
-    """The buffers of an engine."""
-
-    source: Buffer
-    weights: Buffer
-    psum: Buffer
-    out: Buffer
-    neuron: Buffer
-    state: Buffer
-
-
-ENGINES = {
-    Queue.FE: EngineBanks(Buffer.S_IN, Buffer.W, Buffer.PSUM, Buffer.S_OUT, Buffer.NEURON, Buffer.STATE),
-    Queue.BE: EngineBanks(Buffer.BE_IN, Buffer.BE_W, Buffer.BE_PSUM, Buffer.BE_OUT, Buffer.BE_NEURON, Buffer.BE_STATE),
-}
 
 Place = tuple[Buffer, int]
 
@@ -105,12 +101,16 @@ class BankRules:
 
     def conv_tile(self, queue: Queue, tile: ConvTile) -> None:
         """Source, weights and partial sums of a convolution's grid iteration."""
-        banks = ENGINES[queue]
+        banks = ENGINE_BUFFERS[queue]
         source = self.need((banks.source, tile.src_bank))
         kernel_rows = tile.tap_rows if queue is Queue.BE else tile.kernel_h
         region = ((tile.h - 1) * tile.stride_h + kernel_rows, (tile.w - 1) * tile.stride_w + tile.kernel_w)
         steps = 1 if tile.hold else tile.nt
         self._hold(queue, tile)
+        _limit(tile.h, self._config.tile.h, "rows of a tile")
+        _limit(tile.w, self._config.tile.w, "columns of a tile")
+        if tile.in_sparsity or tile.out_sparsity:
+            raise BankError("skips zeros, which only the backward pass of training does")
         if (source.h, source.w) != region or (source.nt, source.nn) != (steps, tile.nn) or source.flat:
             raise BankError(f"needs a region {region} of {steps} steps and {tile.nn} samples, finds {source}")
         if queue is Queue.BE:
@@ -129,7 +129,7 @@ class BankRules:
         if (self._lut.rows, self._lut.cols) != (tile.rows, tile.cols):
             raise BankError(f"the LUTs hold {self._lut.rows} x {self._lut.cols} PEs, not {tile.rows} x {tile.cols}")
 
-    def _dense_conv(self, tile: ConvTile, source: Content, banks: EngineBanks) -> None:
+    def _dense_conv(self, tile: ConvTile, source: Content, banks: EngineBuffers) -> None:
         backward = self._config.backward
         _limit(tile.rows, backward.rows, "rows")
         _limit(tile.cols, backward.cols, "cols")
@@ -144,7 +144,7 @@ class BankRules:
 
     def fc_tile(self, queue: Queue, tile: FcTile) -> None:
         """Source, weights and partial sums of a linear layer's grid iteration."""
-        banks = ENGINES[queue]
+        banks = ENGINE_BUFFERS[queue]
         source = self.need((banks.source, tile.src_bank))
         steps = 1 if tile.hold else tile.nt
         self._hold(queue, tile)
@@ -172,7 +172,7 @@ class BankRules:
         if tile.hold and queue is not Queue.BE:
             raise BankError("only the Backward Engine holds its source over time")
 
-    def _accumulate(self, banks: EngineBanks, tile: ConvTile | FcTile, steps: int, h: int, w: int) -> None:
+    def _accumulate(self, banks: EngineBuffers, tile: ConvTile | FcTile, steps: int, h: int, w: int) -> None:
         place = (banks.psum, tile.dst_bank)
         content = Content(format=Format.FP16, nt=steps, nn=tile.nn, h=h, w=w, nc=tile.cols)
         if tile.accumulate and self.need(place) != content:
@@ -194,7 +194,7 @@ class BankRules:
 
     def soma(self, queue: Queue, soma: Soma) -> None:
         """Input, parameters, states and results of the Soma."""
-        banks = ENGINES[queue]
+        banks = ENGINE_BUFFERS[queue]
         x = self.need((banks.psum, soma.psum_bank))
         want = (soma.nn, soma.h, soma.w, soma.cols)
         if (x.nn, x.h, x.w, x.nc) != want or x.nt not in (1, soma.nt):

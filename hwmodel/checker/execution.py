@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hwmodel.assembler import disassemble
-from hwmodel.checker.banks import ENGINES, BankError, BankRules, Content, Place
+from hwmodel.checker.banks import BankError, BankRules, Content, Place
 from hwmodel.checker.clocks import INDEX, Accesses, Clock, zero_clock
 from hwmodel.checker.memory import MemoryState, table_faults
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
+    ENGINE_BUFFERS,
     OPCODES,
     ConvTile,
     FcTile,
@@ -137,11 +138,11 @@ class _Execution:
                 self._check_stored(instruction, self._banks.need(place))
                 _refuse(self._memory.store(instruction, INDEX[queue], clock))
             case LutProgram():
-                weight_bank = (ENGINES[queue].weights, instruction.w_bank)
+                weight_bank = (ENGINE_BUFFERS[queue].weights, instruction.w_bank)
                 self._access(queue, clock, reads=(weight_bank,), writes=(_LUT,))
                 self._banks.lut_program(instruction)
             case ConvTile() | FcTile():
-                banks = ENGINES[queue]
+                banks = ENGINE_BUFFERS[queue]
                 weights: object = _LUT if queue is Queue.FE else (banks.weights, instruction.w_bank)
                 source = (banks.source, instruction.src_bank)
                 self._access(queue, clock, reads=(source, weights), writes=((banks.psum, instruction.dst_bank),))
@@ -155,7 +156,7 @@ class _Execution:
                 self._soma(queue, instruction, clock)
 
     def _soma(self, queue: Queue, soma: Soma, clock: Clock) -> None:
-        banks = ENGINES[queue]
+        banks = ENGINE_BUFFERS[queue]
         states: list[Place] = [(banks.state, stage) for stage in range(soma.present1 + soma.present2)]
         reads: list[Place] = states if soma.state_in else []
         if soma.present1 or soma.present2:
@@ -248,7 +249,7 @@ def _misplaced(program: Program, queue: Queue, instruction: Instruction) -> str:
         case LutProgram():
             return "" if queue is Queue.FE else "only the Forward Engine has LUTs"
         case ConvTile() | FcTile() | PoolSetup() | Soma():
-            return "" if queue in ENGINES else f"{queue} has no unit for it"
+            return "" if queue in ENGINE_BUFFERS else f"{queue} has no unit for it"
     return ""
 
 

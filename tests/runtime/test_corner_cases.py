@@ -143,3 +143,20 @@ def test_engines_of_other_sizes_are_refused() -> None:
     with pytest.raises(CompileError, match="the engines have 64 and 16 rows, the program was compiled for 32 and 16"):
         run_program(program, x, fast())
     assert run_program(program, x).outputs.shape == (2, 2, 4, 4, 4)
+
+
+@pytest.mark.parametrize("inputs", [1, 60, 200])
+def test_linear_layer_whose_inputs_exceed_the_spike_buffer(inputs: int) -> None:
+    """A bank of 5 bytes holds 40 spikes: fewer inputs at a time, the PE rows beyond them silent."""
+    table = CONFIG.as_mapping()
+    forward = table["forward"]
+    assert isinstance(forward, dict)
+    forward |= {"rows": 16, "cols": 4}
+    forward["buffers_kb"] |= {"s_in": 0.036}
+    config = config_from_mapping(table, Loc("small"))
+    x = spikes(1, 1, inputs, 1, 1)
+    graph = chain(x, [Flatten(), Linear(weight=Param("w")), LIF], {"w": grid(6, inputs)})
+    program = compile_inference(graph, config, batch=1).program
+    got = run_program(program, x)
+    assert np.array_equal(got.outputs, run_program(program, x, golden(16, 16)).outputs)
+    assert np.array_equal(got.outputs.reshape(1, 1, 6), evaluate(graph, torch.from_numpy(x)).output.numpy())
