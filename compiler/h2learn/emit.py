@@ -240,34 +240,38 @@ class LayerEmitter:
     def _finish(self, output: OutputBlock) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
         """Parameters that may be loaded ahead; then the Soma with the membrane's way through memory."""
         buffers, bank = self._buffers, self._output_bank
-        early: list[Action] = []
-        reads: list[Resource] = [(buffers.psum, bank)]
+        early: tuple[Action, ...] = ()
+        reads: tuple[Resource, ...] = ((buffers.psum, bank),)
         if self._stages:
             values = self._stages * NEURON_FIELDS * output.columns.size
             load = self._load_constant(buffers.neuron, bank, self._tensors.neuron, output.columns.index, 0, values)
-            early.append(self._load(buffers.neuron, bank, load))
-            reads.append((buffers.neuron, bank))
+            early = (self._load(buffers.neuron, bank, load),)
+            reads = (*reads, (buffers.neuron, bank))
         split = len(self._schedule.times) > 1
         state_in = split and output.times.start > 0
         state_out = split and output.times is not self._schedule.times[-1]
-        states = tuple((buffers.state, stage) for stage in range(self._stages))
+        states: tuple[Resource, ...] = tuple((buffers.state, stage) for stage in range(self._stages))
+        result: Resource = (buffers.out if self._soma.fires else buffers.psum, bank)
+        writes = ((buffers.psum, bank), result, *(states if state_out else ()))
         work: list[Action] = []
         if state_in:
-            for stage, resource in enumerate(states):
-                move = self._state(Load, output, stage)
-                work.append(Action(queue=DMA, instruction=move, writes=(resource,)))
-        result = buffers.out if self._soma.fires else buffers.psum
-        writes = [(buffers.psum, bank), (result, bank), *(states if state_out else ())]
+            reads = (*reads, *states)
+            for stage, place in enumerate(states):
+                work.append(Action(queue=DMA, instruction=self._state(Load, output, stage), writes=(place,)))
         for instruction in self._soma.instructions(output, bank, state_in=state_in, state_out=state_out):
-            work.append(self._engine(instruction, reads=(*reads, *(states if state_in else ())), writes=tuple(writes)))
+            work.append(self._engine(instruction, reads=reads, writes=writes))
         if state_out:
-            for stage, resource in enumerate(states):
-                move = self._state(Store, output, stage)
-                work.append(Action(queue=DMA, instruction=move, reads=(resource,)))
-        store = Store(
+            for stage, place in enumerate(states):
+                work.append(Action(queue=DMA, instruction=self._state(Store, output, stage), reads=(place,)))
+        work.append(Action(queue=DMA, instruction=self._store_result(output), reads=(result,)))
+        return early, tuple(work)
+
+    def _store_result(self, output: OutputBlock) -> Store:
+        """Spikes, or the membrane of a last neuron that does not fire."""
+        return Store(
             layer=self._number,
-            buffer=result,
-            bank=bank,
+            buffer=self._buffers.out if self._soma.fires else self._buffers.psum,
+            bank=self._output_bank,
             tensor=self._tensors.output,
             t0=output.times.start,
             nt=output.times.size,
@@ -281,8 +285,6 @@ class LayerEmitter:
             nc=output.columns.size,
             flat=False,
         )
-        work.append(Action(queue=DMA, instruction=store, reads=((result, bank),)))
-        return tuple(early), tuple(work)
 
     def _state(self, kind: type[Load] | type[Store], output: OutputBlock, stage: int) -> Instruction:
         """Membrane potentials of one stage, at that stage's resolution, to or from memory."""

@@ -65,10 +65,12 @@ def partition(
     if not isinstance(op, Conv2d):
         return _linear(layer, engine, config, rows)
     channels = layer.source_type.size("C") // op.groups
-    kernel = layer.kernel
     if engine is Queue.BE:
-        return _bands(op, kernel, channels, rows, kernel_rows or kernel[0])
-    taps = config.forward.taps_per_pe
+        return _bands(op, layer.kernel, channels, rows, kernel_rows or layer.kernel[0])
+    return _pieces(op, layer.kernel, channels, rows, config.forward.taps_per_pe)
+
+
+def _pieces(op: Conv2d, kernel: tuple[int, int], channels: int, rows: int, taps: int) -> Partition:
     pieces = -(-kernel[0] * kernel[1] // taps)
     blocks = []
     for first in range(0, channels * pieces, rows):

@@ -170,41 +170,24 @@ def _stage(graph: Graph, node: Node, bias: F32 | None, *, fold_leak: bool, scale
     assert isinstance(op, Lif | Li)
     site = graph.site(node)
     channels = graph.types[node.name].size("C")
-
-    def values(number: Number, what: str) -> F32:
-        return site.channels(number, channels, what)
-
-    leak = values(op.leak_bias, "leak_bias")
+    leak = site.channels(op.leak_bias, channels, "leak_bias")
     if fold_leak and leak.any():
         bias = leak if bias is None else bias + leak
         leak = np.zeros_like(leak)
-    scale = np.ones_like(leak) if scaled else values(op.input_scale, "input_scale")
+    scale = np.ones_like(leak) if scaled else site.channels(op.input_scale, channels, "input_scale")
     rows = {
         "bias": np.zeros_like(leak) if bias is None else bias,
         "input_scale": scale,
         "leak_bias": leak,
-        "decay": values(op.decay, "decay"),
-        "threshold": np.zeros_like(leak),
-        "reset_value": np.zeros_like(leak),
-        "initial": values(op.initial, "initial"),
-        "th_l": np.zeros_like(leak),
-        "th_r": np.zeros_like(leak),
+        **_dynamics(op, site, channels),
     }
-    if isinstance(op, Lif):
-        threshold = values(op.threshold, "threshold")
-        window = op.surrogate
-        rows |= {
-            "threshold": threshold,
-            "reset_value": values(op.reset_value, "reset_value"),
-            "th_l": np.clip(threshold + np.float32(window.offset - window.width), -LARGEST, LARGEST),
-            "th_r": np.clip(threshold + np.float32(window.offset + window.width), -LARGEST, LARGEST),
-        }
     table = np.stack([to_f16(row, what, site) for what, row in rows.items()])
-    if isinstance(op, Lif):
+    fires = isinstance(op, Lif)
+    if fires:
         _check_threshold(rows["threshold"], table[4], site)
     return SomaStage(
         node=node.name,
-        fire=isinstance(op, Lif),
+        fire=fires,
         reset=op.reset if isinstance(op, Lif) else Reset.NONE,
         compare=op.compare if isinstance(op, Lif) else Compare.GE,
         has_pre_bias=bias is not None,
@@ -212,6 +195,29 @@ def _stage(graph: Graph, node: Node, bias: F32 | None, *, fold_leak: bool, scale
         has_bias=bool((table[2] != 0).any()),
         table=table,
     )
+
+
+def _dynamics(op: Lif | Li, site: Site, channels: int) -> dict[str, F32]:
+    """The rows of the table behind scale and bias, in its order; zero where an integrator has none."""
+
+    def values(number: Number, what: str) -> F32:
+        return site.channels(number, channels, what)
+
+    decay, initial, zero = values(op.decay, "decay"), values(op.initial, "initial"), np.zeros(channels, np.float32)
+    if isinstance(op, Li):
+        rows = (decay, zero, zero, initial, zero, zero)
+    else:
+        threshold, window = values(op.threshold, "threshold"), op.surrogate
+        low, high = (np.float32(window.offset + side * window.width) for side in (-1, 1))
+        rows = (
+            decay,
+            threshold,
+            values(op.reset_value, "reset_value"),
+            initial,
+            np.clip(threshold + low, -LARGEST, LARGEST),
+            np.clip(threshold + high, -LARGEST, LARGEST),
+        )
+    return dict(zip(("decay", "threshold", "reset_value", "initial", "th_l", "th_r"), rows, strict=True))
 
 
 def _check_threshold(threshold: F32, rounded: F16, site: Site) -> None:

@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.h2learn.compile import PASSES, compile_inference
+from compiler.h2learn.compile import PASSES, Compiled, compile_inference
 from compiler.passes.driver import pass_name
 from hwmodel.config import load_config
 from hwmodel.errors import CompileError, Loc
 from hwmodel.program_file import save_program
-from hwmodel.timing import program_timing
+from hwmodel.timing import ProgramTiming, program_timing
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
 from spikec.models import load_model
 
@@ -65,21 +65,26 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
     }
     if as_json:
         print_json(result)
-        return 0
+    else:
+        _show(f"{request.model} on {config.name}", compiled, timing, str(request.output), time.perf_counter() - start)
+    return 0
+
+
+def _show(title: str, compiled: Compiled, timing: ProgramTiming, output: str, seconds: float) -> None:
+    program = compiled.program
     print_table(
-        f"{request.model} on {config.name}",
+        title,
         [
-            ("program", str(request.output)),
+            ("program", output),
             ("layers", str(len(program.layers))),
             ("instructions", f"{program.instructions:,}"),
             ("time steps, samples of a sub-batch", f"{program.timesteps}, {program.batch}"),
             ("latency of a sub-batch", f"{timing.latency_cycles:,} cycles ({timing.latency_us:,.1f} us)"),
             ("cycles per sample", f"{timing.cycles_per_sample:,.0f}"),
             ("weights, flushed to zero in FP16", f"{compiled.weights:,}, {compiled.flushed_weights:,}"),
-            ("compiled in", f"{result['seconds']:.1f} s"),
+            ("compiled in", f"{seconds:.1f} s"),
         ],
     )
-    return 0
 
 
 def _check_options(request: CompileRequest) -> None:
