@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compiler.draws import bernoulli_draws
+from compiler.codes import bernoulli_draws, latency_code
 from compiler.ir import Compare, Encoding, Graph, Number, Param, Reading, Reset
 from compiler.ir.graph import Node
 from compiler.ir.ops import (
@@ -124,8 +124,7 @@ def _(op: Encode, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
             )
             return (draws < x).to(torch.float32)
         case Encoding.LATENCY:
-            steps = torch.arange(op.timesteps).reshape(-1, *(1,) * x.ndim)
-            return ((steps == torch.round((1 - x) * (op.timesteps - 1))) & (x > 0)).to(torch.float32)
+            return torch.from_numpy(latency_code(x.detach().numpy(), op.timesteps))
 
 
 @execute.register

@@ -13,6 +13,8 @@ from typing import Annotated, get_args, get_type_hints
 
 WORD_BYTES = 32
 OPCODE_BITS = 6
+NEURON_FIELDS = 9  # pre_bias, scale, bias, decay, threshold, reset_value, initial, th_l, th_r: a Soma stage's table
+FP16_OVERFLOW = 65520.0  # the smallest magnitude that FP16 rounds to infinity
 
 
 class Queue(StrEnum):
@@ -274,7 +276,6 @@ class Soma(Instruction):
     reset2: ResetKind
     compare2: CompareRule
     fire2: bool
-    pre_bias2: bool
     scale2: bool
     bias2: bool
     pool1: PoolKind

@@ -7,14 +7,14 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from compiler.draws import bernoulli_draws
+from compiler.codes import bernoulli_draws, latency_code
 from compiler.ir import Encoding, Reading
 from hwmodel.errors import CompileError, Loc
+from hwmodel.isa import FP16_OVERFLOW
 from hwmodel.program import Format, Program
 from runtime.memory import Values
 
 F32 = npt.NDArray[np.float32]
-OVERFLOW = 65520.0  # the smallest magnitude that FP16 rounds to infinity
 
 
 def check_inputs(program: Program, x: F32) -> None:
@@ -36,7 +36,7 @@ def check_inputs(program: Program, x: F32) -> None:
     takes_spikes = program.tensors[program.input_index].format is Format.S1
     if takes_spikes and host.input_has_time and not np.isin(x, (0.0, 1.0)).all():
         raise CompileError("input is not binary, the program takes spikes", loc, hint="encode it first")
-    if not takes_spikes and np.abs(x).max() >= OVERFLOW:
+    if not takes_spikes and np.abs(x).max() >= FP16_OVERFLOW:
         worst = x.flat[np.abs(x).argmax()]
         raise CompileError(f"input {worst:g} overflows FP16 (largest 65504)", loc, hint="scale the input down")
 
@@ -65,8 +65,7 @@ def _encoded(program: Program, x: F32, first_sample: int) -> F32:
         case Encoding.BERNOULLI:
             return (bernoulli_draws(host.seed, steps, x.shape, first_sample) < x).astype(np.float32)
         case Encoding.LATENCY:
-            step = np.arange(steps).reshape(-1, *(1,) * x.ndim)
-            return np.asarray((step == np.round((1 - x) * (steps - 1))) & (x > 0), np.float32)
+            return latency_code(x, steps)
     repeats = program.tensors[program.input_index].shape[0]
     return np.broadcast_to(x, (repeats, *x.shape))
 

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from hwmodel.errors import CompileError, Loc
-from hwmodel.isa import ENGINE_BUFFERS, Buffer, EngineBuffers, PoolSetup, Queue, Soma, Store
+from hwmodel.isa import ENGINE_BUFFERS, NEURON_FIELDS, Buffer, PoolSetup, Queue, Soma, Store
 from hwmodel.isa import PoolKind as PoolKindField
 from hwmodel.program import Program, Role
 from runtime.engines import (
@@ -26,8 +26,6 @@ from runtime.engines import (
 )
 from runtime.memory import Bank, Values
 from runtime.traces import Traces
-
-_FIELDS = 9  # rows of the parameter table per stage
 
 
 class SomaUnit:
@@ -59,10 +57,10 @@ class SomaUnit:
         x = _over_time(banks[places.psum, soma.psum_bank].values, soma)
         plan = self._plan(queue, soma)
         stages = len(plan.neurons)
-        params = np.zeros((0, _FIELDS, soma.cols), np.float16)
+        params = np.zeros((0, NEURON_FIELDS, soma.cols), np.float16)
         if stages:
             table = banks[places.neuron, soma.neuron_bank].values
-            params = table.reshape(stages, _FIELDS, soma.cols).view(np.float16)
+            params = table.reshape(stages, NEURON_FIELDS, soma.cols).view(np.float16)
         state: tuple[F16 | None, ...] = (None,) * stages
         if soma.state_in:
             state = tuple(_state(banks[places.state, stage]) for stage in range(stages))
@@ -70,15 +68,16 @@ class SomaUnit:
         if not result.finite:
             raise self._overflow(soma, x, plan, params, state)
         self._done[soma.layer] += 1
-        self._write(places, soma, result, banks)
+        self._write(queue, soma, result, banks)
 
     def _write(
         self,
-        places: EngineBuffers,
+        queue: Queue,
         soma: Soma,
         result: SomaResult,
         banks: MutableMapping[tuple[Buffer, int], Bank],
     ) -> None:
+        places = ENGINE_BUFFERS[queue]
         out = (places.psum, soma.psum_bank) if result.spikes is None else (places.out, soma.out_bank)
         values: Values | None = result.membrane if result.spikes is None else result.spikes
         assert values is not None
@@ -87,7 +86,6 @@ class SomaUnit:
             for stage, membrane in enumerate(result.state):
                 banks[places.state, stage] = Bank(membrane)
         if self.probe:
-            queue = Queue.BE if places is ENGINE_BUFFERS[Queue.BE] else Queue.FE
             setup = self._setups.get((queue, 2)) if soma.pool2 is not PoolKindField.NONE else None
             unit = (setup.stride_h, setup.stride_w) if setup is not None else (1, 1)
             self._probes[out] = (result.probes, unit)

@@ -9,12 +9,23 @@ from compiler.h2learn.blocks import OutputBlock, output_blocks
 from compiler.h2learn.constants import weight_values
 from compiler.h2learn.emit_soma import SomaEmitter
 from compiler.h2learn.partition_luts import RowBlock
-from compiler.h2learn.quantise import NEURON_FIELDS
 from compiler.h2learn.synchronise import Action, Resource
 from compiler.h2learn.tensors import LayerPlan, LayerTensors
 from compiler.ir.ops import Conv2d
 from hwmodel.config import H2LearnConfig
-from hwmodel.isa import ENGINE_BUFFERS, Buffer, ConvTile, FcTile, Instruction, Load, LutMode, LutProgram, Queue, Store
+from hwmodel.isa import (
+    ENGINE_BUFFERS,
+    NEURON_FIELDS,
+    Buffer,
+    ConvTile,
+    FcTile,
+    Instruction,
+    Load,
+    LutMode,
+    LutProgram,
+    Queue,
+    Store,
+)
 
 DMA = Queue.DMA0  # the memory of the sub-batch; the machine may run a program with Mem 0 and Mem 1 swapped
 LUT: Resource = ("lut", 0)

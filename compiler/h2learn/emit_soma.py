@@ -55,7 +55,6 @@ class SomaEmitter:
             reset2=ResetKind(second.reset) if second else ResetKind.NONE,
             compare2=CompareRule(second.compare) if second else CompareRule.GE,
             fire2=second.fire if second else False,
-            pre_bias2=False,
             scale2=second.has_scale if second else False,
             bias2=second.has_bias if second else False,
             pool1=self._kind(self._layer.pool1) if self._stages else PoolKind.NONE,

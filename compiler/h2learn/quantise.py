@@ -10,12 +10,11 @@ import numpy.typing as npt
 from compiler.h2learn.layers import NetworkLayer
 from compiler.ir import Compare, DType, Graph, Node, Number, Reset
 from compiler.ir.ops import AvgPool2d, Conv2d, Flatten, Li, Lif, Linear, MaxPool2d, Site
+from hwmodel.isa import FP16_OVERFLOW, NEURON_FIELDS
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 
-NEURON_FIELDS = 9  # pre_bias, scale, bias, decay, threshold, reset_value, initial, th_l, th_r
-OVERFLOW = 65520.0  # the smallest magnitude that FP16 rounds to infinity
 LARGEST = 65504.0  # of FP16; a surrogate's window reaches no further
 SUB_LUT_TAPS = 3
 
@@ -77,7 +76,7 @@ def quantise(graph: Graph, layer: NetworkLayer) -> Quantised:
 
 def to_f16(values: F32, what: str, site: Site) -> F16:
     """Round to FP16, nearest even; the first axis is the channel that an error names."""
-    too_large = np.abs(values.astype(np.float64)) >= OVERFLOW
+    too_large = np.abs(values.astype(np.float64)) >= FP16_OVERFLOW
     if too_large.any():
         channel = int(np.argwhere(too_large)[0][0])
         worst = float(values[too_large].flat[0])
@@ -126,7 +125,7 @@ def _check_lut_entries(weights: F16, site: Site) -> None:
     padded = np.zeros((*taps.shape[:2], -(-taps.shape[2] // piece_taps) * piece_taps), np.float16)
     padded[:, :, : taps.shape[2]] = taps
     triples = padded.reshape(out, -1, SUB_LUT_TAPS)
-    large = np.abs(triples.astype(np.float32)).sum(-1).max(1) >= OVERFLOW / 2
+    large = np.abs(triples.astype(np.float32)).sum(-1).max(1) >= FP16_OVERFLOW / 2
     for channel in np.flatnonzero(large):
         entries = np.zeros((len(triples[channel]), 1), np.float16)
         with np.errstate(over="ignore"):

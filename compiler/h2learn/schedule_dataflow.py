@@ -10,10 +10,10 @@ from compiler.h2learn.assign_engines import assign_engine
 from compiler.h2learn.isolate_pools import pool_of
 from compiler.h2learn.layers import NetworkLayer
 from compiler.h2learn.partition_luts import Partition, partition
-from compiler.h2learn.quantise import NEURON_FIELDS, Quantised
+from compiler.h2learn.quantise import Quantised
 from compiler.h2learn.tile_feature_maps import Tile, tile_feature_maps
 from hwmodel.config import H2LearnConfig
-from hwmodel.isa import ENGINE_BUFFERS, Buffer, Queue
+from hwmodel.isa import ENGINE_BUFFERS, NEURON_FIELDS, Buffer, Queue
 
 F16_BYTES = 2
 

@@ -44,7 +44,6 @@ class TensorTable:
         self, given: TensorType, plans: Sequence[LayerPlan], config: H2LearnConfig, timesteps: int, batch: int
     ) -> None:
         self._config = config
-        self._timesteps = timesteps
         self._batch = batch
         self._tensors: list[Tensor] = []
         self._lives: list[tuple[int, int]] = []

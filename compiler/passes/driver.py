@@ -19,12 +19,10 @@ class Pass(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassReport:
-    """What one pass cost and did."""
+    """What one pass cost."""
 
     name: str
     seconds: float
-    nodes_before: int
-    nodes_after: int
 
 
 def pass_name(step: Pass) -> str:
@@ -56,8 +54,6 @@ def run_passes(
             PassReport(
                 name=pass_name(step),
                 seconds=seconds,
-                nodes_before=len(graph.nodes),
-                nodes_after=len(result.nodes),
             )
         )
         graph = result

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hwmodel.isa import (
     ENGINE_BUFFERS,
+    NEURON_FIELDS,
     Buffer,
     ConvTile,
     EngineBuffers,
@@ -19,8 +20,6 @@ from hwmodel.isa import (
     Soma,
 )
 from hwmodel.program import Format, Program
-
-NEURON_FIELDS = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,7 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
         "weights": compiled.weights,
         "weights_flushed_to_zero": compiled.flushed_weights,
         "file_bytes": request.output.stat().st_size,
+        "pass_seconds": {report.name: report.seconds for report in compiled.passes},
         "seconds": time.perf_counter() - start,
     }
     if as_json:

@@ -282,7 +282,6 @@ GOLDEN: list[tuple[Instruction, str]] = [
             reset2=ResetKind.SOFT,
             compare2=CompareRule.GT,
             fire2=True,
-            pre_bias2=False,
             scale2=False,
             bias2=False,
             pool1=PoolKind.NONE,
