@@ -30,3 +30,16 @@ def surrogate_gradient(surrogate: Surrogate, u: Tensor) -> Tensor:
             return scale / (1 + u.abs() / width).square()
         case SurrogateKind.EXPONENTIAL:
             return scale * torch.exp(-u.abs() / width)
+
+
+def inside_window(surrogate: Surrogate, u: Tensor) -> Tensor:
+    """Whether u = m - threshold - offset lies inside the open window: th_l < m < th_r.
+
+    Source: equation 3.1.
+    """
+    return u.abs() < surrogate.width
+
+
+def vanishes_outside(surrogate: Surrogate) -> bool:
+    """Whether the surrogate is exactly zero outside its window."""
+    return surrogate.kind in (SurrogateKind.RECTANGLE, SurrogateKind.TRIANGLE)

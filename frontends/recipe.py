@@ -7,24 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor, nn
 
+from compiler.losses import RATE_SCALE, Loss
 from frontends.datasets import Samples
 from hwmodel.errors import CompileError, Loc
 
-RATE_SCALE = 10.0  # a rate in [0, 1] times this is a logit; below it cross entropy could not approach 0
 _EVALUATION_BATCH = 256
-
-
-class Loss(StrEnum):
-    """What training minimises, over the last layer's mean over time."""
-
-    CROSS_ENTROPY = "cross_entropy"  # of RATE_SCALE * score
-    MSE = "mse"  # between score and one-hot label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,6 +131,6 @@ def _parse_value(item: FieldLayout, value: str, loc: Loc) -> object:
         return True
     if item.enum is not None and value in list(item.enum):
         return item.enum(value)
-    if item.enum is None and not item.is_bool and re.fullmatch(r"-?[0-9]{1,9}", value):
+    if item.enum is None and not item.is_bool and re.fullmatch(r"-?[0-9]{1,10}", value):
         return int(value)
     raise CompileError(f"{item.name}: {value!r} is not a value of this field", loc)

@@ -43,6 +43,7 @@ class ForwardBuffers:
     w: float
     psum: float
     s_out: float
+    mask: float
     neuron: float
     state: float
 
@@ -69,8 +70,11 @@ class BackwardBuffers:
     w: float
     psum: float
     s_out: float
+    mask: float
+    m: float
     neuron: float
     state: float
+    grad: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +93,14 @@ class BackwardConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightUpdateBuffers:
-    """Sizes in KiB; gw_psum is a single copy."""
+    """Sizes in KiB, both banks of a buffer together."""
 
     gm: float
     s_in: float
     gw_psum: float
+    grad: float
+    weight: float
+    momentum: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,19 +138,30 @@ class H2LearnConfig:
     def bank_bytes(self, buffer: Buffer) -> int:
         """Bytes of one bank (half of the ping-pong buffer)."""
         forward, backward = self.forward.buffers_kb, self.backward.buffers_kb
+        update = self.weight_update.buffers_kb
         sizes_kb = {
             Buffer.S_IN: forward.s_in,
             Buffer.W: forward.w,
             Buffer.PSUM: forward.psum,
             Buffer.S_OUT: forward.s_out,
+            Buffer.MASK: forward.mask,
             Buffer.NEURON: forward.neuron,
             Buffer.STATE: forward.state,
             Buffer.BE_IN: backward.gm_in,
             Buffer.BE_W: backward.w,
             Buffer.BE_PSUM: backward.psum,
             Buffer.BE_OUT: backward.s_out,
+            Buffer.BE_MASK: backward.mask,
+            Buffer.BE_M: backward.m,
             Buffer.BE_NEURON: backward.neuron,
             Buffer.BE_STATE: backward.state,
+            Buffer.BE_GRAD: backward.grad,
+            Buffer.WU_IN: update.s_in,
+            Buffer.WU_GM: update.gm,
+            Buffer.WU_PSUM: update.gw_psum,
+            Buffer.WU_GRAD: update.grad,
+            Buffer.WU_WEIGHT: update.weight,
+            Buffer.WU_MOMENTUM: update.momentum,
         }
         return int(sizes_kb[buffer] * KIB / 2)
 

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import cast
@@ -20,10 +20,12 @@ from safetensors.numpy import save
 from hwmodel.assembler import decode, encode
 from hwmodel.config import config_from_mapping
 from hwmodel.errors import CompileError, Loc
-from hwmodel.isa import Queue
-from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Program, Role, Tensor
+from hwmodel.header_fields import choice, count, flag, integer, only_fields, pair, text
+from hwmodel.isa import Instruction, Queue
+from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Phase, Program, Role, Tensor
+from hwmodel.training_header import check_training, training_from, training_header
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 _KEY = "spikec.h2l"  # the only key: safetensors writes several in random order
 _STREAM = "stream."
 _CONSTANT = "constant."
@@ -45,9 +47,12 @@ def save_program(program: Program, path: Path) -> None:
         "layers": [asdict(layer) for layer in program.layers],
         "host": asdict(program.host),
         "meta": dict(program.meta),
+        "training": training_header(program.training) if program.training is not None else None,
     }
     arrays: dict[str, npt.NDArray[np.generic]] = {
-        f"{_STREAM}{queue}": encode(stream) for queue, stream in program.streams.items()
+        f"{_STREAM}{phase}.{queue}": encode(stream)
+        for phase, streams in program.phases.items()
+        for queue, stream in streams.items()
     }
     arrays |= {f"{_CONSTANT}{name}": np.ascontiguousarray(array) for name, array in program.constants.items()}
     content = save(arrays, {_KEY: json.dumps(header, sort_keys=True)})
@@ -94,11 +99,12 @@ def load_program(path: Path) -> Program:
 
 
 def _program(header: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.generic]], loc: Loc) -> Program:
-    streams = {
-        Queue(name.removeprefix(_STREAM)): decode(cast(npt.NDArray[np.uint8], array), loc)
-        for name, array in arrays.items()
-        if name.startswith(_STREAM)
-    }
+    phases: dict[Phase, dict[Queue, tuple[Instruction, ...]]] = {}
+    for name, array in arrays.items():
+        if name.startswith(_STREAM):
+            phase, _, queue = name.removeprefix(_STREAM).partition(".")
+            phases.setdefault(Phase(phase), {})[Queue(queue)] = decode(cast(npt.NDArray[np.uint8], array), loc)
+    training = header["training"]
     constants: dict[str, F16] = {}
     for name, array in arrays.items():
         if name.startswith(_CONSTANT):
@@ -108,30 +114,31 @@ def _program(header: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.g
         elif not name.startswith(_STREAM):
             raise CompileError(f"{name!r} is neither a stream nor a constant", loc)
     program = Program(
-        name=_text(header["name"]),
+        name=text(header["name"]),
         config=config_from_mapping(cast(Mapping[str, object], header["config"]), loc),
-        timesteps=_count(header["timesteps"]),
-        batch=_count(header["batch"]),
-        streams=streams,
+        timesteps=count(header["timesteps"]),
+        batch=count(header["batch"]),
+        streams=phases.get(Phase.RUN, {}),
         tensors=tuple(_tensor(item) for item in cast(list[dict[str, object]], header["tensors"])),
         constants=constants,
         layers=tuple(_layer(item) for item in cast(list[dict[str, object]], header["layers"])),
         host=_host(cast(dict[str, object], header["host"])),
-        meta={_text(k): _text(v) for k, v in cast(dict[str, object], header["meta"]).items()},
+        meta={text(k): text(v) for k, v in cast(dict[str, object], header["meta"]).items()},
+        training=None if training is None else training_from(cast(dict[str, object], training), phases),
     )
     _check_tables(program, loc)
     return program
 
 
 def _check_tables(program: Program, loc: Loc) -> None:
-    roles = [tensor.role for tensor in program.tensors]
+    roles = [tensor.role for tensor in program.tensors if not tensor.view_of]
     if roles.count(Role.INPUT) != 1 or roles.count(Role.OUTPUT) != 1:
         raise CompileError("the program needs one input and one output tensor", loc)
-    named = {tensor.name: tensor for tensor in program.tensors}
-    if len(named) != len(program.tensors):
+    named = {tensor.name: tensor for tensor in program.tensors if not tensor.view_of}
+    if len({tensor.name for tensor in program.tensors}) != len(program.tensors):
         raise CompileError("two tensors have the same name", loc)
     constant_roles = {Role.WEIGHT, Role.NEURON}
-    expected = {tensor.name for tensor in program.tensors if tensor.role in constant_roles}
+    expected = {name for name, tensor in named.items() if tensor.role in constant_roles}
     if expected != set(program.constants):
         raise CompileError(f"constants {sorted(expected ^ set(program.constants))} do not match the table", loc)
     for name, array in program.constants.items():
@@ -140,10 +147,13 @@ def _check_tables(program: Program, loc: Loc) -> None:
         if not np.isfinite(array).all():
             raise CompileError(f"constant {name} holds a NaN or infinite value", loc)
     _check_host(program, loc)
-    for queue, stream in program.streams.items():
-        bad = next((i for i in stream if i.layer >= len(program.layers)), None)
-        if bad is not None:
-            raise CompileError(f"{queue}: instruction of layer {bad.layer}, there are {len(program.layers)}", loc)
+    if program.training is not None:
+        check_training(program, loc)
+    for streams in program.phases.values():
+        for queue, stream in streams.items():
+            bad = next((i for i in stream if i.layer >= len(program.layers)), None)
+            if bad is not None:
+                raise CompileError(f"{queue}: instruction of layer {bad.layer}, there are {len(program.layers)}", loc)
 
 
 def _check_host(program: Program, loc: Loc) -> None:
@@ -160,96 +170,53 @@ def _check_host(program: Program, loc: Loc) -> None:
 
 
 def _tensor(item: Mapping[str, object]) -> Tensor:
-    _only_fields(Tensor, item)
-    shape = tuple(_count(size) for size in cast(list[object], item["shape"]))
+    only_fields(Tensor, item)
+    shape = tuple(count(size) for size in cast(list[object], item["shape"]))
     if len(shape) != 5:  # t, n, y, x, c
         raise ValueError(f"tensor shape {shape}")
     return Tensor(
-        name=_text(item["name"]),
-        memory=_integer(item["memory"]),
-        mirrored=_flag(item["mirrored"]),
-        address=_integer(item["address"]),
+        name=text(item["name"]),
+        memory=integer(item["memory"]),
+        mirrored=flag(item["mirrored"]),
+        address=integer(item["address"]),
         shape=shape,
-        format=Format(_text(item["format"])),
-        role=Role(_text(item["role"])),
-        layer=_integer(item["layer"]),
+        format=Format(text(item["format"])),
+        role=Role(text(item["role"])),
+        layer=integer(item["layer"]),
+        view_of=text(item["view_of"]),
     )
 
 
 def _layer(item: Mapping[str, object]) -> Layer:
-    _only_fields(Layer, item)
+    only_fields(Layer, item)
     neurons = []
     for part in cast(list[dict[str, object]], item["neurons"]):
-        channels, height, width = (_count(size) for size in cast(list[object], part["shape"]))
-        neurons.append(
-            NeuronFacts(node=_text(part["node"]), fires=_flag(part["fires"]), shape=(channels, height, width))
-        )
+        channels, height, width = (count(size) for size in cast(list[object], part["shape"]))
+        neurons.append(NeuronFacts(node=text(part["node"]), fires=flag(part["fires"]), shape=(channels, height, width)))
     return Layer(
-        name=_text(item["name"]),
-        engine=Queue(_text(item["engine"])),
-        kind=_choice(item["kind"], ("conv", "fc", "pool")),
-        nodes=tuple(_text(node) for node in cast(list[object], item["nodes"])),
+        name=text(item["name"]),
+        engine=Queue(text(item["engine"])),
+        kind=choice(item["kind"], ("conv", "fc", "pool")),
+        nodes=tuple(text(node) for node in cast(list[object], item["nodes"])),
         neurons=tuple(neurons),
-        c_in=_count(item["c_in"]),
-        c_out=_count(item["c_out"]),
-        kernel=_pair(item["kernel"]),
-        stride=_pair(item["stride"]),
-        out_h=_count(item["out_h"]),
-        out_w=_count(item["out_w"]),
-        groups=_count(item["groups"]),
-        hold=_flag(item["hold"]),
+        c_in=count(item["c_in"]),
+        c_out=count(item["c_out"]),
+        kernel=pair(item["kernel"]),
+        stride=pair(item["stride"]),
+        out_h=count(item["out_h"]),
+        out_w=count(item["out_w"]),
+        groups=count(item["groups"]),
+        hold=flag(item["hold"]),
     )
 
 
 def _host(item: Mapping[str, object]) -> Host:
-    _only_fields(Host, item)
+    only_fields(Host, item)
     return Host(
-        input_shape=tuple(_count(size) for size in cast(list[object], item["input_shape"])),
-        input_has_time=_flag(item["input_has_time"]),
-        encoding=_choice(item["encoding"], ("none", "direct", "bernoulli", "latency")),
-        seed=_integer(item["seed"]),
-        output_is_flat=_flag(item["output_is_flat"]),
-        readout=_choice(item["readout"], ("none", "rate", "last", "max")),
+        input_shape=tuple(count(size) for size in cast(list[object], item["input_shape"])),
+        input_has_time=flag(item["input_has_time"]),
+        encoding=choice(item["encoding"], ("none", "direct", "bernoulli", "latency")),
+        seed=integer(item["seed"]),
+        output_is_flat=flag(item["output_is_flat"]),
+        readout=choice(item["readout"], ("none", "rate", "last", "max")),
     )
-
-
-def _only_fields(kind: type, item: Mapping[str, object]) -> None:
-    unknown = set(item) - {field.name for field in fields(kind)}
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no fields {sorted(unknown)}")
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    value.encode()  # a lone surrogate could not be printed later
-    return value
-
-
-def _choice(value: object, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{value!r} is not one of {allowed}")
-    return _text(value)
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r} is no flag")
-    return value
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no natural number")
-    return value
-
-
-def _count(value: object) -> int:
-    if _integer(value) < 1:
-        raise ValueError("a count of 0")
-    return cast(int, value)
-
-
-def _pair(value: object) -> tuple[int, int]:
-    first, second = cast(list[object], value)
-    return _count(first), _count(second)

@@ -8,6 +8,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from hwmodel.checker.banks import part_of
+from hwmodel.checker.streams import MEMORY_OF
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
     ENGINE_BUFFERS,
@@ -26,17 +28,23 @@ from hwmodel.isa import (
     Store,
     Wait,
 )
-from hwmodel.program import Program
+from hwmodel.program import Format, Phase, Program, Streams
 from runtime.engines import F16, U8, Engines, Window
 from runtime.memory import Bank, Memory, RegionCache, Values
 from runtime.soma_unit import SomaUnit
 from runtime.traces import Traces
+from runtime.training_unit import TRAINING_RULES, HostActions, TrainingUnit
 
 CACHE_BYTES = 96 << 20  # look-up indices of the current tile, reused by its column blocks
 
 
 _FORWARD, _BACKWARD = ENGINE_BUFFERS[Queue.FE], ENGINE_BUFFERS[Queue.BE]
-_ACCUMULATED = (_FORWARD.psum, _BACKWARD.psum)  # changed in place, so never shared
+_MASKS = {_FORWARD.psum: _FORWARD.mask, _BACKWARD.psum: _BACKWARD.mask}
+_REUSED = {  # read only, and by several grid iterations
+    *(_FORWARD.source, _FORWARD.weights, _FORWARD.neuron),
+    *(_BACKWARD.source, _BACKWARD.weights, _BACKWARD.neuron),
+    Buffer.WU_IN,
+}
 
 
 class Machine:
@@ -57,31 +65,53 @@ class Machine:
             )
         self._program = program
         self._engines = engines
-        self._memory = Memory(program)
+        self.memory = Memory(program)
         self._banks: dict[tuple[Buffer, int], Bank] = {}
         self._lut: dict[Queue, F16] = {}
         self._cache = RegionCache(CACHE_BYTES)
         self._traces: Traces | None = None
         self._soma = SomaUnit(program, engines)
+        self._training = TrainingUnit(program, engines, self.memory, self._banks, self._cache)
+
+    @property
+    def training(self) -> TrainingUnit:
+        """What executes the instructions of training."""
+        return self._training
 
     def run(self, inputs: Values, traces: Traces | None = None) -> Values:
-        """Execute the program once on one sub-batch; traces, if given, are filled.
+        """Execute an inference program once on one sub-batch; traces, if given, are filled.
 
         Shapes: inputs as the program's input tensor (t, n, y, x, c); the result as its output tensor.
         Raises: CompileError naming layer, step and channel where a value leaves FP16.
         """
         source, output = self._program.input_index, self._program.output_index
         assert inputs.shape == self._program.tensors[source].shape
-        self._memory.arrays[source][...] = inputs
-        self._memory.versions[source] += 1
-        self._traces = traces
-        self._soma.reset()
-        self._soma.probe = traces is not None
-        self._execute()
-        return self._memory.arrays[output].copy()
+        self.memory.array(source)[...] = inputs
+        self.memory.changed(source)
+        self.launch(Phase.RUN, traces=traces)
+        return self.memory.array(output).copy()
 
-    def _execute(self) -> None:
-        streams = {queue: stream for queue, stream in self._program.streams.items() if stream}
+    def launch(
+        self,
+        phase: Phase,
+        *,
+        swapped: bool = False,
+        host: HostActions | None = None,
+        traces: Traces | None = None,
+    ) -> None:
+        """Execute one phase to its end, with Mem 0 and Mem 1 in their places or `swapped`.
+
+        Raises: CompileError naming layer, step and channel where a value leaves FP16.
+        """
+        self.memory.swapped = swapped
+        self._traces = traces
+        self._soma.reset(phase)
+        self._soma.probe = traces is not None
+        self._training.begin(host)
+        self._execute(self._program.phases[phase])
+
+    def _execute(self, all_streams: Streams) -> None:
+        streams = {queue: stream for queue, stream in all_streams.items() if stream}
         position = dict.fromkeys(streams, 0)
         semaphores: dict[int, int] = {}
         running = set(streams)
@@ -118,26 +148,32 @@ class Machine:
         return at
 
     def _load(self, queue: Queue, load: Load) -> None:
-        key = self._memory.key(load)
-        if load.buffer in _ACCUMULATED:
-            values = self._memory.fetch(load)
+        memory = MEMORY_OF[queue]
+        key = self.memory.key(load, memory)
+        if load.buffer in _REUSED:
+            values = cast(Values, self._cache.get(key, lambda: self.memory.fetch(load, memory)))
         else:
-            values = cast(Values, self._cache.get(key, lambda: self._memory.fetch(load)))
-        self._banks[load.buffer, load.bank] = Bank(values, key)
+            values = self.memory.fetch(load, memory)
+        self._banks[part_of(load.buffer, load.bank, load.part)] = Bank(values, key)
 
     def _store(self, queue: Queue, store: Store) -> None:
-        self._memory.put(store, self._banks[store.buffer, store.bank].values)
+        values = self._banks[part_of(store.buffer, store.bank, store.part)].values
+        if self._program.tensors[store.tensor].format is Format.MCOMP:
+            mask = self._banks[part_of(_MASKS[store.buffer], store.bank, store.part)].values
+            values = np.where(mask != 0, values, np.float16(0)).astype(np.float16)
+        self.memory.put(store, MEMORY_OF[queue], values)
         if self._traces is not None:
             self._soma.record(store, self._traces)
 
     def _lut_program(self, queue: Queue, program: LutProgram) -> None:
-        values = self._banks[Buffer.W, program.w_bank].values.ravel()
+        forward = self._program.config.forward
+        weights = _f16(self._banks[Buffer.W, program.w_bank].values)
         if program.mode is LutMode.CONV:
-            taps = self._program.config.forward.taps_per_pe
-            self._lut[queue] = self._engines.program_conv(_f16(values).reshape(program.rows, taps, program.cols))
+            self._lut[queue] = self._engines.program_conv(_pieces(weights[0], program, forward.taps_per_pe))
         else:
-            shape = (program.groups, program.rows, self._program.config.forward.sub_luts, program.cols)
-            self._lut[queue] = self._engines.program_fc(_f16(values).reshape(shape))
+            padded = np.zeros((program.groups * program.rows * forward.sub_luts, program.cols), np.float16)
+            padded[: program.inputs] = weights.reshape(program.inputs, program.cols)
+            self._lut[queue] = self._engines.program_fc(padded.reshape(program.groups, program.rows, -1, program.cols))
 
     def _conv_tile(self, queue: Queue, tile: ConvTile) -> None:
         window = Window(
@@ -208,9 +244,17 @@ class Machine:
 
     def _pool_setup(self, queue: Queue, setup: PoolSetup) -> None:
         self._soma.set_pool(queue, setup)
+        self._training.set_pool(queue, setup)
 
     def _run_soma(self, queue: Queue, soma: Soma) -> None:
         self._soma.run(queue, soma, self._banks)
+
+
+def _delegated(method: Callable[..., None]) -> Callable[..., None]:
+    def rule(machine: Machine, queue: Queue, instruction: Instruction) -> None:
+        method(machine.training, queue, instruction)
+
+    return rule
 
 
 _RULES: dict[type[Instruction], Callable[..., None]] = {
@@ -221,6 +265,7 @@ _RULES: dict[type[Instruction], Callable[..., None]] = {
     FcTile: Machine._fc_tile,
     PoolSetup: Machine._pool_setup,
     Soma: Machine._run_soma,
+    **{kind: _delegated(method) for kind, method in TRAINING_RULES.items()},
 }
 
 
@@ -232,6 +277,15 @@ def _f16(values: Values) -> F16:
 def _u8(values: Values) -> U8:
     assert values.dtype == np.uint8
     return values  # type: ignore[return-value]
+
+
+def _pieces(weights: F16, program: LutProgram, taps_per_pe: int) -> F16:
+    """The rows of a grid iteration. Shapes: (taps, inputs, cols) -> (rows, taps per PE, cols)."""
+    pieces = -(-program.taps // taps_per_pe)
+    padded = np.zeros((program.inputs, pieces * taps_per_pe, program.cols), np.float16)
+    padded[:, : program.taps] = weights.transpose(1, 0, 2)
+    rows = padded.reshape(-1, taps_per_pe, program.cols)
+    return rows[program.first_piece : program.first_piece + program.rows]
 
 
 def _padded(values: Values, width: int) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hwmodel.isa import Load, Store
-from hwmodel.program import Format, Program
+from hwmodel.program import Format, Program, Tensor
+
+SAMPLE_MEMORIES = (0, 1)  # they change places in training
 
 Values = npt.NDArray[np.float16] | npt.NDArray[np.uint8]
 
@@ -48,34 +50,64 @@ class RegionCache:
 
 
 class Memory:
-    """The external memories: one array (t, n, y, x, c) per tensor, constants as FP16.
+    """The external memories: one array (t, n, y, x, c) per tensor and memory it may stand in, constants as FP16.
 
     The static checker has proved that tensors sharing an address are never needed together, so each keeps an
-    array of its own. Spikes are held a byte each; sizes and addresses in the program count bits.
+    array of its own; a view shares that of its tensor. Spikes are held a byte each, compressed membrane potentials
+    in full with +0 where the mask is 0; sizes and addresses in the program count what the format takes.
     """
 
     def __init__(self, program: Program) -> None:
-        self.arrays: list[Values] = []
-        self.versions = [0] * len(program.tensors)
-        for tensor in program.tensors:
-            if tensor.name in program.constants:
-                self.arrays.append(program.constants[tensor.name].reshape(tensor.shape))
-            elif tensor.format is Format.S1:
-                self.arrays.append(np.zeros(tensor.shape, np.uint8))
-            else:
-                self.arrays.append(np.zeros(tensor.shape, np.float16))
+        self._tensors = program.tensors
+        self._trains = program.training is not None
+        self.swapped = False  # Mem 0 and Mem 1 have changed places
+        places = {tensor.name: index for index, tensor in enumerate(program.tensors)}
+        self._base = [places.get(tensor.view_of, index) for index, tensor in enumerate(program.tensors)]
+        self._arrays: dict[tuple[int, int], Values] = {}
+        self._versions: dict[tuple[int, int], int] = {}
+        for index, tensor in enumerate(program.tensors):
+            if not tensor.view_of:
+                for memory in self._memories(tensor):
+                    self._arrays[index, memory] = _initial(program, tensor)
+                    self._versions[index, memory] = 0
 
-    def key(self, load: Load) -> Hashable:
+    def array(self, index: int, memory: int | None = None) -> Values:
+        """A tensor as it stands now in the memory (its own by default), to read or to change."""
+        tensor = self._tensors[index]
+        place = self._place(index, tensor.memory if memory is None else memory)
+        return cast(Values, self._arrays[place].reshape(tensor.shape))
+
+    def changed(self, index: int, memory: int | None = None) -> None:
+        """Say that a tensor's array was changed."""
+        self._versions[self._place(index, self._tensors[index].memory if memory is None else memory)] += 1
+
+    def copies(self, index: int) -> tuple[int, ...]:
+        """The memories in which a tensor stands."""
+        return self._memories(self._tensors[index])
+
+    def _memories(self, tensor: Tensor) -> tuple[int, ...]:
+        if tensor.mirrored and not self._trains:
+            return (0,)  # never written, so one copy shows both
+        return SAMPLE_MEMORIES if tensor.mirrored or (self._trains and tensor.memory < 2) else (tensor.memory,)
+
+    def _place(self, index: int, memory: int) -> tuple[int, int]:
+        base = self._base[index]
+        if not self._trains:
+            return base, 0 if self._tensors[base].mirrored else memory
+        return base, 1 - memory if self.swapped and memory in SAMPLE_MEMORIES else memory
+
+    def key(self, load: Load, memory: int) -> Hashable:
         """Names a region and the state of its tensor."""
+        where = self._place(load.tensor, memory)
         place = (load.t0, load.nt, load.n0, load.nn, load.y0, load.h, load.x0, load.w, load.c0, load.nc)
-        return (load.tensor, self.versions[load.tensor], load.flat, *place)
+        return (load.tensor, where[1], self._versions[where], load.flat, *place)
 
-    def fetch(self, load: Load) -> Values:
+    def fetch(self, load: Load, memory: int) -> Values:
         """A copy of the region with time and sample merged; zeros outside the tensor (halo).
 
         Shapes: (nt * nn, h, w, nc).
         """
-        array = self.arrays[load.tensor]
+        array = self.array(load.tensor, memory)
         outer = array[load.t0 : load.t0 + load.nt, load.n0 : load.n0 + load.nn]
         batch = load.nt * load.nn
         if load.flat:
@@ -86,16 +118,23 @@ class Memory:
         region[:, :, rows.there, columns.there] = outer[:, :, rows.here, columns.here, load.c0 : load.c0 + load.nc]
         return cast(Values, region.reshape(batch, load.h, load.w, load.nc))
 
-    def put(self, store: Store, values: Values) -> None:
+    def put(self, store: Store, memory: int, values: Values) -> None:
         """Write a region that lies inside the tensor."""
-        self.versions[store.tensor] += 1
-        self.arrays[store.tensor][
+        self.changed(store.tensor, memory)
+        self.array(store.tensor, memory)[
             store.t0 : store.t0 + store.nt,
             store.n0 : store.n0 + store.nn,
             store.y0 : store.y0 + store.h,
             store.x0 : store.x0 + store.w,
             store.c0 : store.c0 + store.nc,
         ] = values.reshape(store.nt, store.nn, store.h, store.w, store.nc)
+
+
+def _initial(program: Program, tensor: Tensor) -> Values:
+    """Constants, zeros elsewhere."""
+    if tensor.name in program.constants:
+        return cast(Values, program.constants[tensor.name].reshape(tensor.shape).copy())
+    return np.zeros(tensor.shape, np.uint8) if tensor.format is Format.S1 else np.zeros(tensor.shape, np.float16)
 
 
 @dataclass(frozen=True, slots=True)

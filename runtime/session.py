@@ -31,7 +31,8 @@ class RunResult:
 def engines_for(program: Program, *, use_golden: bool = False) -> Engines:
     """Functional engines with the array sizes of the program's configuration."""
     make = golden if use_golden else fast
-    return make(program.config.forward.rows, program.config.backward.rows)
+    config = program.config
+    return make(config.forward.rows, config.backward.rows, config.weight_update.rows)
 
 
 def run_program(

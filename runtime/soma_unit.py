@@ -8,10 +8,11 @@ from typing import cast
 
 import numpy as np
 
+from hwmodel.checker.banks import part_of
 from hwmodel.errors import CompileError, Loc
-from hwmodel.isa import ENGINE_BUFFERS, NEURON_FIELDS, Buffer, PoolSetup, Queue, Soma, Store
+from hwmodel.isa import ENGINE_BUFFERS, NEURON_FIELDS, Buffer, Part, PoolSetup, Queue, Soma, Store
 from hwmodel.isa import PoolKind as PoolKindField
-from hwmodel.program import Program, Role
+from hwmodel.program import Phase, Program, Role
 from runtime.engines import (
     F16,
     Engines,
@@ -37,10 +38,12 @@ class SomaUnit:
         self.probe = False  # whether to keep every neuron's spikes and membrane potential
         self._setups: dict[tuple[Queue, int], PoolSetup] = {}
         self._done = [0] * len(program.layers)
+        self._phase = Phase.RUN
         self._probes: dict[tuple[Buffer, int], tuple[tuple[StageProbe, ...], tuple[int, int]]] = {}
 
-    def reset(self) -> None:
-        """Forget the last run."""
+    def reset(self, phase: Phase) -> None:
+        """Forget the last launch; what follows is that phase."""
+        self._phase = phase
         self._done = [0] * len(self._program.layers)
         self._probes.clear()
 
@@ -64,11 +67,36 @@ class SomaUnit:
         state: tuple[F16 | None, ...] = (None,) * stages
         if soma.state_in:
             state = tuple(_state(banks[places.state, stage]) for stage in range(stages))
-        result = self._engines.soma(x, plan, params, state, self.probe)
+        result = self._engines.soma(x, plan, params, state, self.probe or soma.keep)
         if not result.finite:
             raise self._overflow(soma, x, plan, params, state)
         self._done[soma.layer] += 1
         self._write(queue, soma, result, banks)
+        if soma.keep:
+            self._keep(queue, soma, result, banks)
+            if plan.pool1 is not None and plan.pool1.kind is PoolKind.MAX:
+                bias = params[0, Param.PRE_BIAS] if soma.pre_bias1 else None
+                winners = self._engines.pool_winners(cast(F16, x), bias, plan.pool1)
+                banks[part_of(places.mask, soma.out_bank, Part.WINNERS)] = Bank(winners)
+
+    def _keep(
+        self,
+        queue: Queue,
+        soma: Soma,
+        result: SomaResult,
+        banks: MutableMapping[tuple[Buffer, int], Bank],
+    ) -> None:
+        """What the backward pass needs of each neuron that fires."""
+        places = ENGINE_BUFFERS[queue]
+        for stage, (probe, membrane) in enumerate(zip(result.probes, (soma.keep_m1, soma.keep_m2), strict=False)):
+            if probe.spikes is None:
+                continue
+            banks[part_of(places.mask, soma.out_bank, Part.FIRST + stage)] = Bank(probe.mask)
+            if membrane:
+                banks[part_of(places.psum, soma.psum_bank, Part.FIRST + stage)] = Bank(probe.membrane)
+        if soma.keep_s1:
+            assert result.probes[0].spikes is not None
+            banks[part_of(places.out, soma.out_bank, Part.FIRST)] = Bank(result.probes[0].spikes)
 
     def _write(
         self,
@@ -92,7 +120,7 @@ class SomaUnit:
 
     def record(self, store: Store, traces: Traces) -> None:
         """Place the probes of a stored block in the traces."""
-        found = self._probes.pop((store.buffer, store.bank), None)
+        found = self._probes.pop(part_of(store.buffer, store.bank, store.part), None)
         if found is None:
             return
         probes, unit = found
@@ -146,23 +174,7 @@ class SomaUnit:
         )
 
     def _pool(self, queue: Queue, slot: int, kind: PoolKindField) -> Pool | None:
-        if kind is PoolKindField.NONE:
-            return None
-        setup = self._setups[queue, slot]
-        return Pool(
-            kind=PoolKind(kind.value),
-            kernel_h=setup.kernel_h,
-            kernel_w=setup.kernel_w,
-            stride_h=setup.stride_h,
-            stride_w=setup.stride_w,
-            out_h=setup.out_h,
-            out_w=setup.out_w,
-            top=setup.top,
-            left=setup.left,
-            limit_h=setup.limit_h,
-            limit_w=setup.limit_w,
-            include_pad=setup.include_pad,
-        )
+        return None if kind is PoolKindField.NONE else pool_from(self._setups[queue, slot], kind)
 
     def _overflow(
         self, soma: Soma, x: Values, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...]
@@ -188,13 +200,31 @@ class SomaUnit:
         """Where the results of this Soma instruction go: the stores of a layer stand in the same order."""
         stores = (
             instruction
-            for stream in self._program.streams.values()
+            for stream in self._program.phases[self._phase].values()
             for instruction in stream
             if isinstance(instruction, Store)
             and instruction.layer == soma.layer
-            and self._program.tensors[instruction.tensor].role is not Role.STATE
+            and self._program.tensors[instruction.tensor].role in (Role.ACTIVATION, Role.OUTPUT)
         )
         return next(islice(stores, self._done[soma.layer], None))
+
+
+def pool_from(setup: PoolSetup, kind: PoolKindField) -> Pool:
+    """The windows of a set-up."""
+    return Pool(
+        kind=PoolKind(kind.value),
+        kernel_h=setup.kernel_h,
+        kernel_w=setup.kernel_w,
+        stride_h=setup.stride_h,
+        stride_w=setup.stride_w,
+        out_h=setup.out_h,
+        out_w=setup.out_w,
+        top=setup.top,
+        left=setup.left,
+        limit_h=setup.limit_h,
+        limit_w=setup.limit_w,
+        include_pad=setup.include_pad,
+    )
 
 
 def _first_overflow(x: Values, plan: SomaPlan, params: F16, state: tuple[F16 | None, ...]) -> tuple[int, int, int]:

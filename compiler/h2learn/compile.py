@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from compiler.h2learn.emit import LayerEmitter
 from compiler.h2learn.isolate_pools import isolate_pools
+from compiler.h2learn.keep import NOTHING, kept_of
 from compiler.h2learn.layers import Network, NetworkLayer, split_layers
 from compiler.h2learn.quantise import SomaStage, quantise
 from compiler.h2learn.schedule_dataflow import Schedule, schedule_dataflow
 from compiler.h2learn.synchronise import Action, synchronise
-from compiler.h2learn.tensors import LayerPlan, TensorTable
+from compiler.h2learn.table import TableBuilder
+from compiler.h2learn.tensors import LayerPlan, forward_tensors
 from compiler.ir import Encoding, Graph, TensorType
 from compiler.ir.ops import Conv2d, Encode
 from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, PassReport, SinkFlatten, run_passes
@@ -48,10 +50,10 @@ def compile_inference(
     Raises: CompileError for what the accelerator cannot run, with node and hint.
     """
     samples = config.sub_batch if batch is None else batch
-    _check_counts(graph, samples)
+    check_counts(graph, samples)
     lowered, reports = run_passes(graph, PASSES, print_after=print_after, show=show)
     network = split_layers(lowered)
-    plans = [plan for layer in network.layers for plan in _plans(lowered, layer, config, samples, config.tile)]
+    plans = [plan for layer in network.layers for plan in plan_layers(lowered, layer, config, samples, config.tile)]
     program = _program(network, plans, config, samples)
     check(program)
     return Compiled(
@@ -63,7 +65,8 @@ def compile_inference(
     )
 
 
-def _check_counts(graph: Graph, samples: int) -> None:
+def check_counts(graph: Graph, samples: int) -> None:
+    """Refuse a sub-batch or a number of time steps that the instruction set cannot state."""
     if graph.timesteps < 1:
         raise CompileError("the network has no time steps", graph.input.loc, hint="encode the input over time")
     for what, count, field in (("batch", samples, "n0"), ("timesteps", graph.timesteps, "t0")):
@@ -72,16 +75,29 @@ def _check_counts(graph: Graph, samples: int) -> None:
             raise CompileError(f"{what} is {count}, must be from 1 to {limit}", Loc(graph.name))
 
 
-def _plans(graph: Graph, layer: NetworkLayer, config: H2LearnConfig, batch: int, tile: TileConfig) -> list[LayerPlan]:
-    """The layer as passes over an engine: pooling that a tile, or a buffer, cannot hold is a pass of its own."""
+def plan_layers(
+    graph: Graph,
+    layer: NetworkLayer,
+    config: H2LearnConfig,
+    batch: int,
+    tile: TileConfig,
+    *,
+    training: bool = False,
+) -> list[LayerPlan]:
+    """The layer as passes over an engine: pooling that a tile, or a buffer, cannot hold is a pass of its own.
+
+    For training the parameters stay unfolded, and buffers hold what the backward pass needs.
+    Raises: CompileError where the smallest choice exceeds a buffer.
+    """
     plans = []
     for part in isolate_pools(graph, layer, (tile.h, tile.w)):
-        constants = quantise(graph, part)
-        schedule = schedule_dataflow(part, constants, config, graph.timesteps, batch)
+        constants = quantise(graph, part, fold=not training)
+        kept = kept_of(part) if training else NOTHING
+        schedule = schedule_dataflow(part, constants, config, graph.timesteps, batch, kept)
         if isinstance(schedule, Schedule):
             plans.append(LayerPlan(layer=part, constants=constants, schedule=schedule))
         elif part.synapse is not None and (part.pool1 or part.pool2):
-            plans += _plans(graph, part, config, batch, replace(tile, h=0, w=0))
+            plans += plan_layers(graph, part, config, batch, replace(tile, h=0, w=0), training=training)
         else:
             raise CompileError(
                 f"{part.name}: one output of one sample at one step exceeds {schedule}",
@@ -93,9 +109,10 @@ def _plans(graph: Graph, layer: NetworkLayer, config: H2LearnConfig, batch: int,
 
 def _program(network: Network, plans: Sequence[LayerPlan], config: H2LearnConfig, batch: int) -> Program:
     graph = network.graph
-    table = TensorTable(graph.types[plans[0].layer.source], plans, config, graph.timesteps, batch)
+    table = TableBuilder(config, batch)
+    layers = forward_tensors(table, graph.types[plans[0].layer.source], plans, graph.timesteps)
     actions: list[Action] = []
-    for number, (plan, tensors) in enumerate(zip(plans, table.layers, strict=True)):
+    for number, (plan, tensors) in enumerate(zip(plans, layers, strict=True)):
         emitter = LayerEmitter(number, plan, tensors, config)
         actions.extend(emitter.actions())
     return Program(
@@ -106,13 +123,14 @@ def _program(network: Network, plans: Sequence[LayerPlan], config: H2LearnConfig
         streams=synchronise(actions, graph.input.loc),
         tensors=table.placed(graph.input.loc),
         constants=table.constants,
-        layers=tuple(_layer_facts(graph, plan) for plan in plans),
-        host=_host(network),
+        layers=tuple(layer_facts(graph, plan) for plan in plans),
+        host=host_of(network),
         meta={"graph": graph.digest()},
     )
 
 
-def _layer_facts(graph: Graph, plan: LayerPlan) -> Layer:
+def layer_facts(graph: Graph, plan: LayerPlan) -> Layer:
+    """What a program says of a layer."""
     layer = plan.layer
     op = layer.synapse.op if layer.synapse is not None else None
     kind = "pool" if op is None else "conv" if isinstance(op, Conv2d) else "fc"
@@ -145,7 +163,11 @@ def _maps(kind: TensorType) -> tuple[int, int, int]:
     return kind.size("C"), kind.size("H"), kind.size("W")
 
 
-def _host(network: Network) -> Host:
+def host_of(network: Network) -> Host:
+    """What the host does around the program.
+
+    Raises: CompileError for an encoding that a program cannot state.
+    """
     graph = network.graph
     kind = graph.types[graph.input.name]
     encode = network.encode.op if network.encode is not None else None

@@ -1,74 +1,68 @@
-"""Last stage of the H2Learn compiler: the loops of each layer become instructions in program order."""
+"""Emits the forward pass: the loops of each layer become instructions in program order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from compiler.h2learn.blocks import OutputBlock, output_blocks
-from compiler.h2learn.constants import weight_values
 from compiler.h2learn.emit_soma import SomaEmitter
+from compiler.h2learn.keep import NOTHING, Kept
 from compiler.h2learn.partition_luts import RowBlock
+from compiler.h2learn.pipeline import GridIteration, pipelined
 from compiler.h2learn.synchronise import Action, Resource
 from compiler.h2learn.tensors import LayerPlan, LayerTensors
+from compiler.h2learn.transfers import Mover, Range, Region
 from compiler.ir.ops import Conv2d
 from hwmodel.config import H2LearnConfig
 from hwmodel.isa import (
     ENGINE_BUFFERS,
     NEURON_FIELDS,
-    Buffer,
     ConvTile,
     FcTile,
     Instruction,
-    Load,
     LutMode,
     LutProgram,
+    Part,
     Queue,
-    Store,
 )
 
 DMA = Queue.DMA0  # the memory of the sub-batch; the machine may run a program with Mem 0 and Mem 1 swapped
 LUT: Resource = ("lut", 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GridIteration:
-    """What one grid iteration loads ahead, then does (engine work, late loads, stores)."""
-
-    early: tuple[Action, ...]
-    work: tuple[Action, ...]
-
-
 class LayerEmitter:
     """Emits one layer; its only state are the banks that come next."""
 
-    def __init__(self, number: int, plan: LayerPlan, tensors: LayerTensors, config: H2LearnConfig) -> None:
+    def __init__(
+        self,
+        number: int,
+        plan: LayerPlan,
+        tensors: LayerTensors,
+        config: H2LearnConfig,
+        kept: Kept = NOTHING,
+    ) -> None:
         self._number = number
         self._layer = plan.layer
         self._schedule = plan.schedule
         self._tensors = tensors
         self._config = config
+        self._kept = kept
         self._buffers = ENGINE_BUFFERS[plan.schedule.engine]
-        self._soma = SomaEmitter(number, plan.layer, plan.constants)
+        self._soma = SomaEmitter(number, plan.layer, plan.constants, kept)
         self._stages = len(plan.constants.stages)
+        self._mover = Mover(layer=number, queue=DMA)
         self._source_bank = 0
         self._output_bank = 0
 
     def actions(self) -> Iterator[Action]:
-        """The layer in program order: the loads of each grid iteration stand before the work of the last.
+        """The layer in program order."""
+        for group in pipelined(self._grid()):
+            yield from group
 
-        Ensures: executing the actions one after the other is correct; banks alternate, so loads run ahead.
-        """
-        pending: GridIteration | None = None
+    def _grid(self) -> Iterator[GridIteration]:
         for output in output_blocks(self._layer, self._schedule):
-            for iteration in self._iterations(output):
-                yield from iteration.early
-                if pending is not None:
-                    yield from pending.work
-                pending = iteration
+            yield from self._iterations(output)
             self._output_bank ^= 1
-        if pending is not None:
-            yield from pending.work
 
     def _iterations(self, output: OutputBlock) -> Iterator[GridIteration]:
         early, work = self._finish(output)
@@ -82,99 +76,66 @@ class LayerEmitter:
             self._source_bank ^= 1
             loads = (
                 self._load_source(output, block, bank),
-                self._load_weights(output, index, block, bank),
+                self._load_weights(output, block, bank),
             )
             compute = tuple(self._compute(output, index, block, bank))
             yield GridIteration(
                 early=(*loads, *(early if is_last else ())), work=(*compute, *(work if is_last else ()))
             )
 
-    def _load(self, buffer: Buffer, bank: int, instruction: Load) -> Action:
-        return Action(queue=DMA, instruction=instruction, writes=((buffer, bank),))
-
     def _load_source(self, output: OutputBlock, block: RowBlock, bank: int) -> Action:
         layer, split, tile = self._layer, self._schedule.partition, output.tile
         op = layer.synapse.op if layer.synapse is not None else None
-        first = output.columns.first_source + block.first_channel
-        region = {"y0": 0, "x0": 0, "h": 1, "w": 1}
-        if isinstance(op, Conv2d):
-            region = {
-                "y0": tile.rows.start * op.stride[0] - op.padding[0] + block.kernel_row,
-                "x0": tile.columns.start * op.stride[1] - op.padding[1],
-                "h": (tile.rows.size - 1) * op.stride[0] + split.kernel_rows_of(block),
-                "w": (tile.columns.size - 1) * op.stride[1] + split.kernel[1],
-            }
-        return self._load(
-            self._buffers.source,
-            bank,
-            Load(
-                layer=self._number,
-                buffer=self._buffers.source,
-                bank=bank,
-                tensor=self._tensors.source,
-                t0=0 if layer.held else output.times.start,
-                nt=1 if layer.held else output.times.size,
-                n0=output.samples.start,
-                nn=output.samples.size,
-                c0=first,
-                nc=block.channels,
-                flat=not isinstance(op, Conv2d),
-                **region,
+        region = Region(
+            tensor=self._tensors.source,
+            t=(0, 1) if layer.held else (output.times.start, output.times.size),
+            n=(output.samples.start, output.samples.size),
+            y=(0, 1)
+            if not isinstance(op, Conv2d)
+            else (
+                tile.rows.start * op.stride[0] - op.padding[0] + block.kernel_row,
+                (tile.rows.size - 1) * op.stride[0] + split.kernel_rows_of(block),
             ),
-        )
-
-    def _load_weights(self, output: OutputBlock, index: int, block: RowBlock, bank: int) -> Action:
-        schedule = self._schedule
-        values = weight_values(schedule.engine, schedule.partition, block, output.columns.size, self._config)
-        return self._load(
-            self._buffers.weights,
-            bank,
-            self._load_constant(
-                self._buffers.weights, bank, self._tensors.weights, output.columns.index, index, values
+            x=(0, 1)
+            if not isinstance(op, Conv2d)
+            else (
+                tile.columns.start * op.stride[1] - op.padding[1],
+                (tile.columns.size - 1) * op.stride[1] + split.kernel[1],
             ),
+            c=(output.columns.first_source + block.first_channel, block.channels),
+            flat=not isinstance(op, Conv2d),
         )
+        return self._mover.load(self._buffers.source, bank, region)
 
-    def _load_constant(self, buffer: Buffer, bank: int, tensor: int, row: int, column: int, values: int) -> Load:
-        return Load(
-            layer=self._number,
-            buffer=buffer,
-            bank=bank,
-            tensor=tensor,
-            t0=0,
-            nt=1,
-            n0=0,
-            nn=1,
-            y0=row,
-            h=1,
-            x0=column,
-            w=1,
-            c0=0,
-            nc=values,
-            flat=False,
+    def _load_weights(self, output: OutputBlock, block: RowBlock, bank: int) -> Action:
+        split, columns = self._schedule.partition, output.columns
+        positions = (0, split.kernel[0] * split.kernel[1])
+        if self._schedule.engine is Queue.BE:
+            positions = (block.kernel_row * split.kernel[1], split.kernel_rows_of(block) * split.kernel[1])
+        region = Region(
+            tensor=self._tensors.weights,
+            y=positions,
+            x=(block.first_channel, block.channels),
+            c=(columns.first, columns.size),
         )
+        return self._mover.load(self._buffers.weights, bank, region)
 
     def _load_soma_input(self, output: OutputBlock) -> Action:
-        buffers, tile = self._buffers, output.tile
-        return self._load(
-            buffers.psum,
-            self._output_bank,
-            Load(
-                layer=self._number,
-                buffer=buffers.psum,
-                bank=self._output_bank,
-                tensor=self._tensors.source,
-                t0=output.times.start,
-                nt=output.times.size,
-                n0=output.samples.start,
-                nn=output.samples.size,
-                y0=tile.rows.start,
-                h=tile.rows.size,
-                x0=tile.columns.start,
-                w=tile.columns.size,
-                c0=output.columns.first,
-                nc=output.columns.size,
-                flat=False,
-            ),
+        tile = output.tile
+        region = self._output_region(
+            output, self._tensors.source, (tile.rows.start, tile.rows.size), (tile.columns.start, tile.columns.size)
+        )
+        return self._mover.load(self._buffers.psum, self._output_bank, region)
+
+    def _output_region(self, output: OutputBlock, tensor: int, y: Range, x: Range) -> Region:
+        """Rows and columns of a tensor over the block's steps, samples and channels."""
+        return Region(
+            tensor=tensor,
+            t=(output.times.start, output.times.size),
+            n=(output.samples.start, output.samples.size),
+            y=y,
+            x=x,
+            c=(output.columns.first, output.columns.size),
         )
 
     def _compute(self, output: OutputBlock, index: int, block: RowBlock, bank: int) -> Iterator[Action]:
@@ -192,6 +153,9 @@ class LayerEmitter:
                     rows=block.rows,
                     groups=block.groups,
                     cols=output.columns.size,
+                    taps=schedule.partition.kernel[0] * schedule.partition.kernel[1],
+                    inputs=block.channels,
+                    first_piece=block.first_piece,
                 ),
                 reads=(weights,),
                 writes=(LUT,),
@@ -228,8 +192,6 @@ class LayerEmitter:
             tap_row0=block.kernel_row,
             tap_rows=split.kernel_rows_of(block) if backward else split.kernel[0],
             hold=self._layer.held,
-            in_sparsity=False,
-            out_sparsity=False,
         )
 
     def _fc_tile(self, output: OutputBlock, index: int, block: RowBlock, bank: int) -> FcTile:
@@ -254,68 +216,76 @@ class LayerEmitter:
         early: tuple[Action, ...] = ()
         reads: tuple[Resource, ...] = ((buffers.psum, bank),)
         if self._stages:
-            values = self._stages * NEURON_FIELDS * output.columns.size
-            load = self._load_constant(buffers.neuron, bank, self._tensors.neuron, output.columns.index, 0, values)
-            early = (self._load(buffers.neuron, bank, load),)
+            columns = output.columns
+            table = Region(
+                tensor=self._tensors.neuron, y=(0, self._stages), x=(0, NEURON_FIELDS), c=(columns.first, columns.size)
+            )
+            early = (self._mover.load(buffers.neuron, bank, table),)
             reads = (*reads, (buffers.neuron, bank))
         split = len(self._schedule.times) > 1
         state_in = split and output.times.start > 0
         state_out = split and output.times is not self._schedule.times[-1]
         states: tuple[Resource, ...] = tuple((buffers.state, stage) for stage in range(self._stages))
-        result: Resource = (buffers.out if self._soma.fires else buffers.psum, bank)
-        writes = ((buffers.psum, bank), result, *(states if state_out else ()))
+        result = buffers.out if self._soma.fires else buffers.psum
+        writes: tuple[Resource, ...] = ((buffers.psum, bank), (result, bank), *(states if state_out else ()))
+        if self._kept is not NOTHING:
+            writes = (*writes, (buffers.out, bank), (buffers.mask, bank))
         work: list[Action] = []
         if state_in:
             reads = (*reads, *states)
-            for stage, place in enumerate(states):
-                work.append(Action(queue=DMA, instruction=self._state(Load, output, stage), writes=(place,)))
+            work += [
+                self._mover.load(buffers.state, stage, self._state(output, stage)) for stage in range(self._stages)
+            ]
         for instruction in self._soma.instructions(output, bank, state_in=state_in, state_out=state_out):
             work.append(self._engine(instruction, reads=reads, writes=writes))
         if state_out:
-            for stage, place in enumerate(states):
-                work.append(Action(queue=DMA, instruction=self._state(Store, output, stage), reads=(place,)))
-        work.append(Action(queue=DMA, instruction=self._store_result(output), reads=(result,)))
+            work += [
+                self._mover.store(buffers.state, stage, self._state(output, stage)) for stage in range(self._stages)
+            ]
+        tile = output.tile
+        region = self._output_region(
+            output,
+            self._tensors.output,
+            (tile.rows.out_start, tile.rows.out_size),
+            (tile.columns.out_start, tile.columns.out_size),
+        )
+        work.append(self._mover.store(result, bank, region))
+        work += self._store_kept(output)
         return early, tuple(work)
 
-    def _store_result(self, output: OutputBlock) -> Store:
-        """Spikes, or the membrane of a last neuron that does not fire."""
-        return Store(
-            layer=self._number,
-            buffer=self._buffers.out if self._soma.fires else self._buffers.psum,
-            bank=self._output_bank,
-            tensor=self._tensors.output,
-            t0=output.times.start,
-            nt=output.times.size,
-            n0=output.samples.start,
-            nn=output.samples.size,
-            y0=output.tile.rows.out_start,
-            h=output.tile.rows.out_size,
-            x0=output.tile.columns.out_start,
-            w=output.tile.columns.out_size,
-            c0=output.columns.first,
-            nc=output.columns.size,
-            flat=False,
-        )
+    def _store_kept(self, output: OutputBlock) -> Iterator[Action]:
+        """What the backward pass needs beside the layer's output."""
+        buffers, bank, kept, tensors = self._buffers, self._output_bank, self._kept, self._tensors.kept
+        if kept.first_spikes:
+            yield self._mover.store(buffers.out, bank, self._stage(output, tensors.first_spikes, 0), Part.FIRST)
+        for neuron in kept.neurons:
+            part = Part.FIRST + neuron.stage
+            if neuron.membrane:
+                region = self._stage(output, tensors.membranes[neuron.stage], neuron.stage)
+                packing = buffers.mask if tensors.compressed else None
+                yield self._mover.store(buffers.psum, bank, region, part, packing)
+            yield self._mover.store(
+                buffers.mask, bank, self._stage(output, tensors.masks[neuron.stage], neuron.stage), part
+            )
+        if kept.winners:
+            tile = output.tile
+            region = self._output_region(
+                output, tensors.winners, (tile.rows.start, tile.rows.size), (tile.columns.start, tile.columns.size)
+            )
+            yield self._mover.store(buffers.mask, bank, region, Part.WINNERS)
 
-    def _state(self, kind: type[Load] | type[Store], output: OutputBlock, stage: int) -> Instruction:
+    def _stage(self, output: OutputBlock, tensor: int, stage: int) -> Region:
+        return self._output_region(output, tensor, *self._soma.stage_region(output, stage))
+
+    def _state(self, output: OutputBlock, stage: int) -> Region:
         """Membrane potentials of one stage, at that stage's resolution, to or from memory."""
         rows, columns = self._soma.stage_region(output, stage)
-        return kind(
-            layer=self._number,
-            buffer=self._buffers.state,
-            bank=stage,
+        return Region(
             tensor=self._tensors.states[stage],
-            t0=0,
-            nt=1,
-            n0=output.samples.start,
-            nn=output.samples.size,
-            y0=rows[0],
-            h=rows[1],
-            x0=columns[0],
-            w=columns[1],
-            c0=output.columns.first,
-            nc=output.columns.size,
-            flat=False,
+            n=(output.samples.start, output.samples.size),
+            y=rows,
+            x=columns,
+            c=(output.columns.first, output.columns.size),
         )
 
     def _engine(self, instruction: Instruction, *, reads: tuple[Resource, ...], writes: tuple[Resource, ...]) -> Action:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from compiler.h2learn.blocks import OutputBlock
 from compiler.h2learn.isolate_pools import pool_of
+from compiler.h2learn.keep import NOTHING, Kept
 from compiler.h2learn.layers import NetworkLayer
 from compiler.h2learn.quantise import Quantised
 from compiler.h2learn.tile_feature_maps import PoolSpan, Span
@@ -17,8 +18,11 @@ from hwmodel.isa import CompareRule, Instruction, PoolKind, PoolSetup, ResetKind
 class SomaEmitter:
     """Emits the pooling set-up and the Soma instruction of each output block of a layer."""
 
-    def __init__(self, number: int, layer: NetworkLayer, constants: Quantised) -> None:
+    def __init__(self, number: int, layer: NetworkLayer, constants: Quantised, kept: Kept = NOTHING) -> None:
         self._number = number
+        self._membranes = {neuron.stage for neuron in kept.neurons if neuron.membrane}
+        self._keep = kept is not NOTHING
+        self._first_spikes = kept.first_spikes
         self._layer = layer
         self._stages = constants.stages
 
@@ -30,8 +34,7 @@ class SomaEmitter:
     def instructions(self, output: OutputBlock, bank: int, *, state_in: bool, state_out: bool) -> Iterator[Instruction]:
         """The set-up of the windows, then the Soma over all steps of the block."""
         rows, columns = output.tile.rows, output.tile.columns
-        for slot, (pool, span_h, span_w) in enumerate(zip(self._pools(), rows.pools, columns.pools, strict=True)):
-            yield self._pool_setup(self._slot(slot), pool, span_h, span_w)
+        yield from self.windows(output)
         first = self._stages[0] if self._stages else None
         second = self._stages[1] if len(self._stages) > 1 else None
         yield Soma(
@@ -57,11 +60,27 @@ class SomaEmitter:
             fire2=second.fire if second else False,
             scale2=second.has_scale if second else False,
             bias2=second.has_bias if second else False,
-            pool1=self._kind(self._layer.pool1) if self._stages else PoolKind.NONE,
-            pool2=self._kind(self._layer.pool2 if self._stages else self._layer.pool1),
+            pool1=self.pool_kinds()[0],
+            pool2=self.pool_kinds()[1],
             state_in=state_in,
             state_out=state_out,
+            keep=self._keep,
+            keep_s1=self._first_spikes,
+            keep_m1=0 in self._membranes,
+            keep_m2=1 in self._membranes,
         )
+
+    def windows(self, output: OutputBlock) -> Iterator[Instruction]:
+        """The set-up of the pooling windows of a block's tile."""
+        rows, columns = output.tile.rows, output.tile.columns
+        for slot, (pool, span_h, span_w) in enumerate(zip(self._pools(), rows.pools, columns.pools, strict=True)):
+            yield self._pool_setup(self._slot(slot), pool, span_h, span_w)
+
+    def pool_kinds(self) -> tuple[PoolKind, PoolKind]:
+        """Pooling before the first neuron, and after it."""
+        if self._stages:
+            return self._kind(self._layer.pool1), self._kind(self._layer.pool2)
+        return PoolKind.NONE, self._kind(self._layer.pool1)
 
     def stage_region(self, output: OutputBlock, stage: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Start and size of the rows and columns that a neuron stage works on."""

@@ -35,7 +35,7 @@ class Partition:
     pieces: int
     blocks: tuple[RowBlock, ...]
     channels_per_block: int  # the most input channels that an iteration needs
-    weight_values: int  # weights of an iteration for one column, padding included
+    weight_values: int  # weights of an iteration for one column
 
     def kernel_rows_of(self, block: RowBlock) -> int:
         """Kernel rows of one block; the last band may be lower."""
@@ -89,8 +89,8 @@ def _pieces(op: Conv2d, kernel: tuple[int, int], channels: int, rows: int, taps:
         stride=op.stride,
         pieces=pieces,
         blocks=tuple(blocks),
-        channels_per_block=max(block.channels for block in blocks),
-        weight_values=max(block.rows for block in blocks) * taps,
+        channels_per_block=(most := max(block.channels for block in blocks)),
+        weight_values=most * kernel[0] * kernel[1],
     )
 
 
@@ -122,9 +122,9 @@ def _linear(layer: NetworkLayer, engine: Queue, config: H2LearnConfig, rows: int
     """Inputs in memory order, three a row on the Forward Engine; with fewer `rows` the others stay silent."""
     features = layer.source_type.size("C")
     forward = config.forward
-    groups, per_group, pe_inputs = 1, rows, rows
+    groups, per_group = 1, rows
     if engine is Queue.FE:
-        per_group, pe_inputs = rows * forward.sub_luts, forward.rows * forward.sub_luts
+        per_group = rows * forward.sub_luts
         bank_inputs = forward.taps_per_pe * forward.rows  # that the weight buffer holds for a column
         if rows == forward.rows:
             groups = max(1, min(bank_inputs // per_group, forward.lut_entries))
@@ -146,6 +146,6 @@ def _linear(layer: NetworkLayer, engine: Queue, config: H2LearnConfig, rows: int
         stride=(1, 1),
         pieces=1,
         blocks=tuple(blocks),
-        channels_per_block=max(block.channels for block in blocks),
-        weight_values=max(max(block.groups, 1) for block in blocks) * pe_inputs,
+        channels_per_block=(most := max(block.channels for block in blocks)),
+        weight_values=most,
     )

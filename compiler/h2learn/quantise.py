@@ -47,11 +47,12 @@ class Quantised:
     total: int  # weights
 
 
-def quantise(graph: Graph, layer: NetworkLayer) -> Quantised:
+def quantise(graph: Graph, layer: NetworkLayer, *, fold: bool = True) -> Quantised:
     """Constants of one layer, with input_scale and leak_bias folded in.
 
     Where an average or nothing stands between the synapse and its neuron, weights and bias are multiplied by
-    input_scale; leak_bias joins the bias where there is no pool. Elsewhere the Soma applies both itself.
+    input_scale; leak_bias joins the bias where there is no pool. Elsewhere, and for training (not `fold`), where
+    weights must stay what the optimiser changes, the Soma applies both itself.
 
     Raises: CompileError for a weight, LUT entry or neuron parameter that overflows FP16 (layer and channel
     named), and for a threshold that is not positive in FP16.
@@ -59,14 +60,14 @@ def quantise(graph: Graph, layer: NetworkLayer) -> Quantised:
     channels = layer.synapse_type.size("C")
     scale = np.ones(channels, np.float32)
     first = layer.neuron1
-    folds = layer.synapse is not None and (layer.pool1 is None or isinstance(layer.pool1.op, AvgPool2d))
+    folds = fold and layer.synapse is not None and (layer.pool1 is None or isinstance(layer.pool1.op, AvgPool2d))
     if first is not None and folds and isinstance(first.op, Lif | Li):
         scale = graph.site(first).channels(first.op.input_scale, channels, "input_scale")
     weights, bias, flushed, total = _weights(graph, layer, scale)
     stages = []
     is_or = isinstance(layer.nodes[-1].op, MaxPool2d) and layer.source_type.dtype is DType.SPIKE
     if layer.synapse is not None or first is not None or not is_or:
-        stages.append(_first_stage(graph, layer, bias, folds))
+        stages.append(_first_stage(graph, layer, bias, folds=folds, fold_leak=fold))
     if layer.neuron2 is not None:
         stages.append(_stage(graph, layer.neuron2, None, fold_leak=False, scaled=False))
     elif layer.pool2 is not None and isinstance(layer.pool2.op, AvgPool2d):
@@ -140,9 +141,9 @@ def _check_lut_entries(weights: F16, site: Site) -> None:
             )
 
 
-def _first_stage(graph: Graph, layer: NetworkLayer, bias: F32 | None, folds: bool) -> SomaStage:
+def _first_stage(graph: Graph, layer: NetworkLayer, bias: F32 | None, *, folds: bool, fold_leak: bool) -> SomaStage:
     if layer.neuron1 is not None:
-        fold_leak = layer.synapse is not None and layer.pool1 is None
+        fold_leak = fold_leak and layer.synapse is not None and layer.pool1 is None
         return _stage(graph, layer.neuron1, bias, fold_leak=fold_leak, scaled=folds)
     return _raw_stage(graph, layer.pool1 or layer.nodes[-1], bias)
 

@@ -8,6 +8,7 @@ from itertools import product
 
 from compiler.h2learn.assign_engines import assign_engine
 from compiler.h2learn.isolate_pools import pool_of
+from compiler.h2learn.keep import NOTHING, Kept
 from compiler.h2learn.layers import NetworkLayer
 from compiler.h2learn.partition_luts import Partition, partition
 from compiler.h2learn.quantise import Quantised
@@ -54,26 +55,31 @@ class _Need:
 
 
 def schedule_dataflow(
-    layer: NetworkLayer, constants: Quantised, config: H2LearnConfig, timesteps: int, batch: int
+    layer: NetworkLayer,
+    constants: Quantised,
+    config: H2LearnConfig,
+    timesteps: int,
+    batch: int,
+    kept: Kept = NOTHING,
 ) -> Schedule | str:
     """The largest grid iterations that fit every buffer; else what even the smallest exceeds."""
     engine = assign_engine(layer)
     failures: list[str] = []
     for cols, split, (height, width) in _cuts(layer, engine, config):
         tiles = tile_feature_maps(layer, height, width)
-        failures = _exceeded(_need(layer, constants, split, tiles, engine, cols, 1, 1), engine, config)
+        failures = _exceeded(_need(layer, constants, split, tiles, engine, cols, 1, 1, kept), engine, config)
         if failures:
             continue
         for nn, nt in product(range(batch, 0, -1), range(timesteps, 0, -1)):
-            need = _need(layer, constants, split, tiles, engine, cols, nt, nn)
+            need = _need(layer, constants, split, tiles, engine, cols, nt, nn, kept)
             if not _exceeded(need, engine, config):
                 return Schedule(
                     engine=engine,
                     partition=split,
                     tiles=tiles,
                     cols=cols,
-                    times=_chunks(timesteps, nt),
-                    samples=_chunks(batch, nn),
+                    times=chunks(timesteps, nt),
+                    samples=chunks(batch, nn),
                 )
     return failures[0]
 
@@ -85,7 +91,7 @@ def _cuts(
     cols = config.forward.cols if engine is Queue.FE else config.backward.cols
     while cols >= 1:
         for split in _partitions(layer, engine, config):
-            for size in _tile_sizes(layer, config):
+            for size in tile_sizes(layer, config):
                 yield cols, split, size
         cols //= 2
 
@@ -104,7 +110,7 @@ def _partitions(layer: NetworkLayer, engine: Queue, config: H2LearnConfig) -> It
         rows //= 2
 
 
-def _tile_sizes(layer: NetworkLayer, config: H2LearnConfig) -> Iterator[tuple[int, int]]:
+def tile_sizes(layer: NetworkLayer, config: H2LearnConfig) -> Iterator[tuple[int, int]]:
     """Tile sizes from the hardware's down to a single output; pooling needs whole windows."""
     unit_h = unit_w = 1
     if layer.synapse is not None:
@@ -132,6 +138,7 @@ def _need(
     cols: int,
     nt: int,
     nn: int,
+    kept: Kept,
 ) -> _Need:
     height = max(tile.rows.size for tile in tiles)
     width = max(tile.columns.size for tile in tiles)
@@ -146,16 +153,23 @@ def _need(
     state = sum(nn * size * cols * F16_BYTES for size, _ in zip((first_stage, out), constants.stages, strict=False))
     weights = split.weight_values * cols * F16_BYTES
     neuron = len(constants.stages) * NEURON_FIELDS * cols * F16_BYTES
-    psum = nt * nn * height * width * cols * F16_BYTES
-    spikes = -(-nt * nn * out * cols // 8)
+    values = nt * nn * cols
+    sizes = [values * first_stage, values * out]  # of the neuron stages
+    psum = values * height * width
+    held = sum(sizes[neuron.stage] for neuron in kept.neurons if neuron.membrane)
+    if constants.stages and not constants.stages[-1].fire:
+        held += values * out
+    spikes = values * out + sizes[0] * kept.first_spikes
+    masks = sum(sizes[neuron.stage] for neuron in kept.neurons) + psum * kept.winners
     names = ENGINE_BUFFERS[engine]
     source_bits = 16 if engine is Queue.BE else 1
     return _Need(
         buffers={
             names.source: -(-source * source_bits // 8) if layer.synapse is not None else 0,
             names.weights: weights,
-            names.psum: psum,
-            names.out: spikes,
+            names.psum: max(psum, held) * F16_BYTES,
+            names.out: -(-spikes // 8),
+            names.mask: -(-masks // 8),
             names.neuron: neuron,
             names.state: state,
         },
@@ -180,5 +194,6 @@ def _exceeded(need: _Need, engine: Queue, config: H2LearnConfig) -> list[str]:
     return failures
 
 
-def _chunks(total: int, size: int) -> tuple[Chunk, ...]:
+def chunks(total: int, size: int) -> tuple[Chunk, ...]:
+    """Ranges of at most `size` that cover the total."""
     return tuple(Chunk(start=at, size=min(size, total - at)) for at in range(0, total, size))

@@ -14,6 +14,7 @@ from hwmodel.isa import (
     Load,
     LutMode,
     LutProgram,
+    Part,
     PoolKind,
     PoolSetup,
     Queue,
@@ -44,7 +45,12 @@ class Content:
         return f"{self.format} ({self.nt}, {self.nn}, {self.h}, {self.w}, {self.nc})"
 
 
-Place = tuple[Buffer, int]
+Place = tuple[Buffer, int]  # a buffer, and bank + 2 * part
+
+
+def part_of(buffer: Buffer, bank: int, part: int) -> Place:
+    """A part of a bank."""
+    return buffer, bank + 2 * part
 
 
 class BankError(Exception):
@@ -64,9 +70,13 @@ class BankRules:
 
     def put(self, place: Place, content: Content) -> None:
         """Fill a bank."""
-        limit = self._config.bank_bytes(place[0])
-        if content.size_bytes > limit:
-            raise BankError(f"{content} is {content.size_bytes} bytes, a bank of {place[0]} holds {limit}")
+        most = self._config.bank_bytes(place[0])
+        if content.size_bytes > most:
+            raise BankError(f"{content} is {content.size_bytes} bytes, a bank of {place[0]} holds {most}")
+        others = [p for p in self.unread if p[0] is place[0] and (p[1] - place[1]) % 2 == 0 and p != place]
+        total = content.size_bytes + sum(self.contents[p].size_bytes for p in others)
+        if others and total > most:
+            raise BankError(f"{content} and other parts are {total} bytes, a bank of {place[0]} holds {most}")
         if place in self.unread:
             raise BankError(f"overwrites bank {place[1]} of {place[0]}, which nothing has read")
         self.contents[place] = content
@@ -84,18 +94,22 @@ class BankRules:
         tensor = self._program.tensors[load.tensor]
         h, w = (1, 1) if load.flat else (load.h, load.w)
         content = Content(format=tensor.format, nt=load.nt, nn=load.nn, h=h, w=w, nc=load.nc, flat=load.flat)
-        self.put((load.buffer, load.bank), content)
+        self.put(part_of(load.buffer, load.bank, load.part), content)
 
     def lut_program(self, program: LutProgram) -> None:
         """The sub-LUTs after programming."""
         forward = self._config.forward
-        _limit(program.rows, forward.rows, "rows")
-        _limit(program.cols, forward.cols, "cols")
-        per_row = forward.taps_per_pe
+        limit(program.rows, forward.rows, "rows")
+        limit(program.cols, forward.cols, "cols")
+        weights = self.need((Buffer.W, program.w_bank))
         if program.mode is LutMode.FC:
-            _limit(program.groups, forward.lut_entries, "groups")
-            per_row = program.groups * forward.sub_luts
-        self._weights(self.need((Buffer.W, program.w_bank)), program.rows * per_row * program.cols)
+            limit(program.groups, forward.lut_entries, "groups")
+            limit(program.inputs, program.groups * program.rows * forward.sub_luts, "inputs")
+            self.weights(weights, 1, program.inputs, program.cols)
+        else:
+            pieces = -(-program.taps // forward.taps_per_pe)
+            limit(program.first_piece + program.rows, program.inputs * pieces, "pieces of the inputs")
+            self.weights(weights, program.taps, program.inputs, program.cols)
         self._lut = program
 
     def conv_tile(self, queue: Queue, tile: ConvTile) -> None:
@@ -106,10 +120,8 @@ class BankRules:
         region = ((tile.h - 1) * tile.stride_h + kernel_rows, (tile.w - 1) * tile.stride_w + tile.kernel_w)
         steps = 1 if tile.hold else tile.nt
         self._hold(queue, tile)
-        _limit(tile.h, self._config.tile.h, "rows of a tile")
-        _limit(tile.w, self._config.tile.w, "columns of a tile")
-        if tile.in_sparsity or tile.out_sparsity:
-            raise BankError("skips zeros, which only the backward pass of training does")
+        limit(tile.h, self._config.tile.h, "rows of a tile")
+        limit(tile.w, self._config.tile.w, "columns of a tile")
         if (source.h, source.w) != region or (source.nt, source.nn) != (steps, tile.nn) or source.flat:
             raise BankError(f"needs a region {region} of {steps} steps and {tile.nn} samples, finds {source}")
         if queue is Queue.BE:
@@ -127,19 +139,21 @@ class BankRules:
             raise BankError("the LUTs are not programmed for a convolution")
         if (self._lut.rows, self._lut.cols) != (tile.rows, tile.cols):
             raise BankError(f"the LUTs hold {self._lut.rows} x {self._lut.cols} PEs, not {tile.rows} x {tile.cols}")
+        if (self._lut.taps, self._lut.first_piece) != (tile.kernel_h * tile.kernel_w, tile.first_piece):
+            raise BankError(f"the LUTs hold taps from piece {self._lut.first_piece} of {self._lut.taps}")
 
     def _dense_conv(self, tile: ConvTile, source: Content, banks: EngineBuffers) -> None:
         backward = self._config.backward
-        _limit(tile.rows, backward.rows, "rows")
-        _limit(tile.cols, backward.cols, "cols")
+        limit(tile.rows, backward.rows, "rows")
+        limit(tile.cols, backward.cols, "cols")
         if tile.tap_row0 + tile.tap_rows > tile.kernel_h or tile.tap_rows < 1:
             raise BankError(f"kernel rows {tile.tap_row0} to {tile.tap_row0 + tile.tap_rows} of {tile.kernel_h}")
         if source.format is not Format.FP16 or source.nc != tile.rows:
             raise BankError(f"needs real values of {tile.rows} channels, finds {source}")
         weights = self.need((banks.weights, tile.w_bank))
-        self._weights(weights, tile.tap_rows * tile.kernel_w * tile.rows * tile.cols)
-        _limit(2 * source.h * source.w, backward.pe_tile_bytes // 2, "bytes of a PE's tile")
-        _limit(2 * tile.h * tile.w, backward.pe_psum_bytes * backward.pe_group, "bytes of partial sums")
+        self.weights(weights, tile.tap_rows * tile.kernel_w, tile.rows, tile.cols)
+        limit(2 * source.h * source.w, backward.pe_tile_bytes // 2, "bytes of a PE's tile")
+        limit(2 * tile.h * tile.w, backward.pe_psum_bytes * backward.pe_group, "bytes of partial sums")
 
     def fc_tile(self, queue: Queue, tile: FcTile) -> None:
         """Source, weights and partial sums of a linear layer's grid iteration."""
@@ -151,9 +165,9 @@ class BankRules:
             raise BankError(f"needs {tile.inputs} inputs of {steps} steps and {tile.nn} samples, finds {source}")
         if queue is Queue.BE:
             backward = self._config.backward
-            _limit(tile.inputs, backward.rows, "inputs")
-            _limit(tile.cols, backward.cols, "cols")
-            self._weights(self.need((banks.weights, tile.w_bank)), tile.inputs * tile.cols)
+            limit(tile.inputs, backward.rows, "inputs")
+            limit(tile.cols, backward.cols, "cols")
+            self.weights(self.need((banks.weights, tile.w_bank)), 1, tile.inputs, tile.cols)
             if source.format is not Format.FP16:
                 raise BankError(f"needs real values, finds {source}")
         else:
@@ -162,7 +176,8 @@ class BankRules:
                 raise BankError("the LUTs do not hold a linear layer's weights")
             if (lut.rows, lut.groups, lut.cols) != (tile.rows, tile.groups, tile.cols):
                 raise BankError(f"the LUTs hold {lut.groups} groups of {lut.rows} x {lut.cols} PEs")
-            _limit(tile.inputs, tile.groups * tile.rows * self._config.forward.sub_luts, "inputs")
+            if lut.inputs != tile.inputs:
+                raise BankError(f"the LUTs hold {lut.inputs} inputs, not {tile.inputs}")
             if source.format is not Format.S1:
                 raise BankError(f"needs spikes, finds {source}")
         self._accumulate(banks, tile, steps, 1, 1)
@@ -180,10 +195,10 @@ class BankRules:
         self.put(place, full)
         self.contents[place] = content
 
-    def _weights(self, weights: Content, values: int) -> None:
-        whole = Content(format=Format.FP16, nt=1, nn=1, h=1, w=1, nc=values, flat=weights.flat)
-        if weights != whole:
-            raise BankError(f"needs {values} weights, finds {weights}")
+    def weights(self, weights: Content, h: int, w: int, nc: int) -> None:
+        """Refuse constants of another shape."""
+        if weights != Content(format=Format.FP16, nt=1, nn=1, h=h, w=w, nc=nc):
+            raise BankError(f"needs {h} x {w} x {nc} constants, finds {weights}")
 
     def pool_setup(self, queue: Queue, setup: PoolSetup) -> None:
         """Windows for the Soma."""
@@ -201,11 +216,11 @@ class BankRules:
         _check_stages(soma)
         stages = soma.present1 + soma.present2
         if stages:
-            self._weights(self.need((banks.neuron, soma.neuron_bank)), stages * NEURON_FIELDS * soma.cols)
+            self.weights(self.need((banks.neuron, soma.neuron_bank)), stages, NEURON_FIELDS, soma.cols)
         elif x.format is not Format.S1:
             raise BankError(f"pools spikes without a neuron, finds {x}")
-        h1, w1 = self._pooled(queue, 1, soma.pool1, soma.h, soma.w)
-        h2, w2 = self._pooled(queue, 2, soma.pool2, h1, w1)
+        h1, w1 = self.pooled(queue, 1, soma.pool1, soma.h, soma.w)
+        h2, w2 = self.pooled(queue, 2, soma.pool2, h1, w1)
         sizes = [(h1, w1), (h2, w2)] if soma.present1 else [(h2, w2)]
         states = [Content(format=Format.FP16, nt=1, nn=soma.nn, h=h, w=w, nc=soma.cols) for h, w in sizes[:stages]]
         for stage, state in enumerate(states):
@@ -218,8 +233,31 @@ class BankRules:
         out = Content(format=kind, nt=soma.nt, nn=soma.nn, h=h2, w=w2, nc=soma.cols)
         del self.contents[banks.psum, soma.psum_bank]  # sums are used once; membranes may replace them
         self.put((banks.out, soma.out_bank) if fires else (banks.psum, soma.psum_bank), out)
+        if soma.keep:
+            self._keep(soma, banks, sizes)
 
-    def _pooled(self, queue: Queue, slot: int, kind: PoolKind, h: int, w: int) -> tuple[int, int]:
+    def _keep(self, soma: Soma, banks: EngineBuffers, sizes: list[tuple[int, int]]) -> None:
+        """What a Soma leaves for the backward pass."""
+
+        def put(buffer: Buffer, bank: int, part: int, form: Format, size: tuple[int, int]) -> None:
+            content = Content(format=form, nt=soma.nt, nn=soma.nn, h=size[0], w=size[1], nc=soma.cols)
+            self.put(part_of(buffer, bank, part), content)
+
+        fires = (soma.present1 and soma.fire1, soma.present2 and soma.fire2)
+        for stage, membrane in enumerate((soma.keep_m1, soma.keep_m2)):
+            if fires[stage]:
+                put(banks.mask, soma.out_bank, Part.FIRST + stage, Format.S1, sizes[stage])
+            if membrane and not fires[stage]:
+                raise BankError(f"keeps the membrane potentials of neuron {stage + 1}, which does not fire")
+            if membrane:
+                put(banks.psum, soma.psum_bank, Part.FIRST + stage, Format.FP16, sizes[stage])
+        if soma.keep_s1:
+            put(banks.out, soma.out_bank, Part.FIRST, Format.S1, sizes[0])
+        if soma.pool1 is PoolKind.MAX:
+            put(banks.mask, soma.out_bank, Part.WINNERS, Format.S1, (soma.h, soma.w))
+
+    def pooled(self, queue: Queue, slot: int, kind: PoolKind, h: int, w: int) -> tuple[int, int]:
+        """Rows and columns behind the pooling of a slot."""
         if kind is PoolKind.NONE:
             return h, w
         setup = self._pools.get((queue, slot))
@@ -247,6 +285,7 @@ def _check_stages(soma: Soma) -> None:
         raise BankError("averages spikes for no neuron")
 
 
-def _limit(value: int, most: int, what: str) -> None:
+def limit(value: int, most: int, what: str) -> None:
+    """Refuse more of something than the engine has."""
     if value > most:
         raise BankError(f"{value} {what}, the engine has {most}")

@@ -8,52 +8,86 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hwmodel.assembler import disassemble
-from hwmodel.checker.banks import BankError, BankRules, Content, Place
+from hwmodel.checker.banks import BankError, BankRules, Content, Place, part_of
 from hwmodel.checker.clocks import INDEX, Accesses, Clock, zero_clock
 from hwmodel.checker.memory import MemoryState, table_faults
+from hwmodel.checker.places import training_places
+from hwmodel.checker.streams import MEMORY_OF, stream_faults
+from hwmodel.checker.training_banks import TrainingRules
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
     ENGINE_BUFFERS,
-    OPCODES,
+    AddGradient,
     ConvTile,
     FcTile,
+    Grad,
+    GradConvTile,
+    GradFcTile,
     Halt,
+    HostLoss,
+    HostUpdate,
     Instruction,
     Load,
     LutProgram,
+    OuterTile,
+    Part,
     PoolSetup,
     Queue,
+    SgdStep,
     Signal,
     Soma,
     Store,
+    UpdateFcTile,
+    UpdateTile,
     Wait,
-    layout,
 )
-from hwmodel.program import Program
+from hwmodel.program import Format, Phase, Program
 
 MOST_FAULTS = 5
-_MEMORY_OF = {Queue.DMA0: 0, Queue.DMA1: 1, Queue.DMA2: 2}
 _LUT: tuple[str, int] = ("lut", 0)
-_REGION_SIZES = {"nt", "nn", "h", "w", "nc", "inputs", "out_h", "out_w"}
-_SIZES = _REGION_SIZES | {"rows", "cols", "kernel_h", "kernel_w", "stride_h", "stride_w", "tap_rows"}
-_SIZES_OF = {kind: tuple(item.name for item in layout(kind) if item.name in _SIZES) for kind in OPCODES.values()}
 
 
 def check(program: Program) -> None:
     """Prove that a program stays inside its memories and buffers, uses only what was written, and ends.
+
+    A training program is launched as for a batch group of two: FORWARD, OVERLAP, BACKWARD, UPDATE, FORWARD. A longer
+    group repeats OVERLAP, which finds in the other memory what the launch before left there, as it does here.
 
     Queues are executed in turn; semaphores hand the signaller's vector clock on in order, so every conflicting
     access is known to be ordered, or is reported, whatever the speed of the queues.
 
     Raises: CompileError with the first faults: place, instruction and what it lacks.
     """
-    faults = table_faults(program) or _stream_faults(program) or _Execution(program).run()
+    faults = table_faults(program) or stream_faults(program) or _executed(program)
     if faults:
         raise CompileError(
             "the program is not valid: " + "\n  ".join(faults[:MOST_FAULTS]),
             Loc(program.name),
             hint="a file that was not changed by hand and fails here shows a fault of the compiler",
         )
+
+
+def _executed(program: Program) -> list[str]:
+    """The faults of all launches, one after the other."""
+    memory = MemoryState(program)
+    if program.training is None:
+        return list(memory.faults) or _Execution(program, Phase.RUN, memory).run()
+    faults = list(memory.faults)
+    for phase, swapped in _LAUNCHES:
+        memory.launch(swapped=swapped)
+        found = faults or _Execution(program, phase, memory).run()
+        if found:
+            return [f"{phase}: {fault}" for fault in found]
+    return []
+
+
+_LAUNCHES = (
+    (Phase.FORWARD, False),
+    (Phase.OVERLAP, True),
+    (Phase.BACKWARD, False),
+    (Phase.UPDATE, False),
+    (Phase.FORWARD, False),
+)
 
 
 @dataclass(slots=True)
@@ -64,31 +98,36 @@ class _Semaphore:
 
 
 class _Execution:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, phase: Phase, memory: MemoryState) -> None:
+        streams = program.phases[phase]
         self._program = program
-        self._memory = MemoryState(program)
-        self._faults = list(self._memory.faults)
+        self._phase = phase
+        self._streams = streams
+        self._memory = memory
+        self._faults: list[str] = []
         self._banks = BankRules(program)
+        self._training = TrainingRules(self._banks, program.config)
         self._accesses: dict[object, Accesses] = defaultdict(Accesses)
         self._semaphores: dict[int, _Semaphore] = defaultdict(_Semaphore)
-        self._clocks = {queue: zero_clock() for queue in program.streams}
-        self._position = dict.fromkeys(program.streams, 0)
+        self._clocks = {queue: zero_clock() for queue in streams}
+        self._position = dict.fromkeys(streams, 0)
 
     def run(self) -> list[str]:
         """Execute all queues; the faults found."""
-        running = [queue for queue, stream in self._program.streams.items() if stream]
+        running = [queue for queue, stream in self._streams.items() if stream]
         while running and not self._faults:
             progress = [self._advance(queue) for queue in running]
-            running = [q for q in running if self._position[q] < len(self._program.streams[q])]
+            running = [q for q in running if self._position[q] < len(self._streams[q])]
             if not any(progress):
                 self._faults.append(self._deadlock(running))
-        if not self._faults and (name := self._memory.unwritten_output()):
+        has_forward = self._phase in (Phase.RUN, Phase.FORWARD, Phase.OVERLAP)
+        if not self._faults and has_forward and (name := self._memory.unwritten_output()):
             self._faults.append(f"output {name} is not written completely")
         return self._faults or self._left_over()
 
     def _advance(self, queue: Queue) -> bool:
         """Run one queue until it waits or ends; whether it moved."""
-        stream = self._program.streams[queue]
+        stream = self._streams[queue]
         start = self._position[queue]
         clock = self._clocks[queue]
         while self._position[queue] < len(stream) and len(self._faults) < MOST_FAULTS:
@@ -129,14 +168,16 @@ class _Execution:
     def _apply(self, queue: Queue, instruction: Instruction, clock: Clock) -> None:
         match instruction:
             case Load():
-                _refuse(self._memory.load(instruction, INDEX[queue], clock))
-                self._access(queue, clock, writes=((instruction.buffer, instruction.bank),))
+                _refuse(self._memory.load(instruction, MEMORY_OF[queue], INDEX[queue], clock))
+                place = part_of(instruction.buffer, instruction.bank, instruction.part)
+                self._access(queue, clock, writes=(place,))
                 self._banks.load(instruction)
             case Store():
-                place = (instruction.buffer, instruction.bank)
-                self._access(queue, clock, reads=(place,))
-                self._check_stored(instruction, self._banks.need(place))
-                _refuse(self._memory.store(instruction, INDEX[queue], clock))
+                place = part_of(instruction.buffer, instruction.bank, instruction.part)
+                masks = self._packing(instruction)
+                self._access(queue, clock, reads=(place, *masks))
+                self._check_stored(instruction, self._banks.need(place), masks)
+                _refuse(self._memory.store(instruction, MEMORY_OF[queue], INDEX[queue], clock))
             case LutProgram():
                 weight_bank = (ENGINE_BUFFERS[queue].weights, instruction.w_bank)
                 self._access(queue, clock, reads=(weight_bank,), writes=(_LUT,))
@@ -154,6 +195,54 @@ class _Execution:
                 self._banks.pool_setup(queue, instruction)
             case Soma():
                 self._soma(queue, instruction, clock)
+            case HostLoss() | HostUpdate():
+                self._host(queue, instruction, clock)
+            case _:
+                reads, writes = training_places(queue, instruction)
+                self._access(queue, clock, reads=reads, writes=writes)
+                self._apply_training(queue, instruction)
+
+    def _apply_training(self, queue: Queue, instruction: Instruction) -> None:
+        match instruction:
+            case GradConvTile():
+                self._training.grad_conv_tile(instruction)
+            case GradFcTile():
+                self._training.grad_fc_tile(instruction)
+            case Grad():
+                self._training.grad(instruction)
+            case UpdateTile():
+                self._training.update_tile(instruction)
+            case UpdateFcTile():
+                self._training.update_fc_tile(instruction)
+            case OuterTile():
+                self._training.outer_tile(instruction)
+            case AddGradient():
+                self._training.add_gradient(queue, instruction)
+            case SgdStep():
+                self._training.sgd_step(instruction)
+
+    def _host(self, queue: Queue, instruction: HostLoss | HostUpdate, clock: Clock) -> None:
+        """The host reads and writes whole tensors; weights in both memories."""
+        tensors = self._program.tensors
+        reads: tuple[int, ...] = (instruction.gradient,)
+        writes: tuple[int, ...] = (instruction.gradient,)
+        if isinstance(instruction, HostLoss):
+            reads = (instruction.output,)
+        else:
+            writes = (instruction.weight, instruction.gradient)
+        for indices, write in ((reads, False), (writes, True)):
+            for index in indices:
+                for memory in (0, 1) if tensors[index].mirrored else (tensors[index].memory,):
+                    _refuse(self._memory.whole(index, memory, INDEX[queue], clock, write=write))
+
+    def _packing(self, store: Store) -> tuple[Place, ...]:
+        """The mask that packs what a store moves."""
+        if self._program.tensors[store.tensor].format is not Format.MCOMP:
+            return ()
+        for buffers in ENGINE_BUFFERS.values():
+            if buffers.psum is store.buffer:
+                return (part_of(buffers.mask, store.bank, store.part),)
+        raise BankError(f"packs what stands in {store.buffer}, which has no mask")
 
     def _soma(self, queue: Queue, soma: Soma, clock: Clock) -> None:
         banks = ENGINE_BUFFERS[queue]
@@ -162,6 +251,11 @@ class _Execution:
         if soma.present1 or soma.present2:
             reads = [*reads, (banks.neuron, soma.neuron_bank)]
         writes: list[Place] = [(banks.psum, soma.psum_bank), (banks.out, soma.out_bank)]
+        if soma.keep:
+            parts = (Part.FIRST, Part.SECOND)
+            writes += [part_of(banks.psum, soma.psum_bank, part) for part in parts]
+            writes += [part_of(banks.mask, soma.out_bank, part) for part in (*parts, Part.WINNERS)]
+            writes.append(part_of(banks.out, soma.out_bank, Part.FIRST))
         self._access(queue, clock, reads=tuple(reads), writes=(*writes, *(states if soma.state_out else [])))
         self._banks.soma(queue, soma)
 
@@ -180,12 +274,14 @@ class _Execution:
                     raise BankError(f"races on {_name(resource)} with {race}")
                 accesses.note(INDEX[queue], clock, write=write)
 
-    def _check_stored(self, store: Store, content: Content) -> None:
+    def _check_stored(self, store: Store, content: Content, masks: tuple[Place, ...]) -> None:
         tensor = self._program.tensors[store.tensor]
         region = (store.nt, store.nn, store.h, store.w, store.nc)
-        if (content.nt, content.nn, content.h, content.w, content.nc) != region:
-            raise BankError(f"stores a region {region}, the bank holds {content}")
-        if content.format is not tensor.format:
+        for held in (content, *(self._banks.need(mask) for mask in masks)):
+            if (held.nt, held.nn, held.h, held.w, held.nc) != region:
+                raise BankError(f"stores a region {region}, the bank holds {held}")
+        packed = tensor.format is Format.MCOMP and content.format is Format.FP16
+        if content.format is not tensor.format and not packed:
             raise BankError(f"stores {content.format} to {tensor.name}, which is {tensor.format}")
 
     def _report(self, queue: Queue, instruction: Instruction, what: str) -> None:
@@ -199,7 +295,7 @@ class _Execution:
         return f"deadlock: {waits}"
 
     def _semaphore_at(self, queue: Queue) -> int:
-        instruction = self._program.streams[queue][self._position[queue]]
+        instruction = self._streams[queue][self._position[queue]]
         assert isinstance(instruction, Wait)
         return instruction.semaphore
 
@@ -217,46 +313,7 @@ def _refuse(fault: str) -> None:
         raise BankError(fault)
 
 
-def _stream_faults(program: Program) -> list[str]:
-    """Instructions that their queue cannot execute, and queues that do not end."""
-    faults = []
-    for queue, stream in program.streams.items():
-        if not stream or not isinstance(stream[-1], Halt):
-            faults.append(f"{queue} does not end with halt")
-        for position, instruction in enumerate(stream):
-            what = _misplaced(program, queue, instruction) or _empty(instruction)
-            if what:
-                faults.append(f"{queue}[{position}] {disassemble(instruction)}: {what}")
-    for queue, stream in program.streams.items():
-        if any(isinstance(instruction, Halt) for instruction in stream[:-1]):
-            faults.append(f"{queue} goes on behind a halt")
-    return faults
-
-
-def _misplaced(program: Program, queue: Queue, instruction: Instruction) -> str:
-    if instruction.layer >= len(program.layers):
-        return f"there are {len(program.layers)} layers"
-    match instruction:
-        case Load() | Store():
-            if queue not in _MEMORY_OF:
-                return "only a DMA queue moves data"
-            if instruction.tensor >= len(program.tensors):
-                return f"there are {len(program.tensors)} tensors"
-            tensor = program.tensors[instruction.tensor]
-            memories = (0, 1) if tensor.mirrored else (tensor.memory,)
-            if _MEMORY_OF[queue] not in memories:
-                return f"{tensor.name} stands in memory {tensor.memory}"
-        case LutProgram():
-            return "" if queue is Queue.FE else "only the Forward Engine has LUTs"
-        case ConvTile() | FcTile() | PoolSetup() | Soma():
-            return "" if queue in ENGINE_BUFFERS else f"{queue} has no unit for it"
-    return ""
-
-
-def _empty(instruction: Instruction) -> str:
-    return next((f"{name} is 0" for name in _SIZES_OF[type(instruction)] if getattr(instruction, name) == 0), "")
-
-
 def _name(resource: object) -> str:
     assert isinstance(resource, tuple)
-    return f"bank {resource[1]} of {resource[0]}"
+    part = f"part {resource[1] // 2} of " if resource[1] > 1 else ""
+    return f"{part}bank {resource[1] % 2} of {resource[0]}"

@@ -15,16 +15,18 @@ from hwmodel.program import Format, Program, Role, Tensor
 MOST_CELLS = 1 << 16  # of a tensor whose stores are no grid
 _CONSTANTS = {Role.WEIGHT, Role.NEURON}
 _INITIAL = {Role.INPUT, Role.WEIGHT, Role.NEURON}
+_ACCUMULATORS = {Role.WEIGHT_GRADIENT, Role.MOMENTUM}  # zero at first
+_SAMPLES = (0, 1)  # memories that change places
 
 
 class TensorState:
-    """Cells of one tensor, cut at every boundary of a store, with their last accesses."""
+    """Cells of one tensor in one memory, cut at every boundary of a store, with their last accesses."""
 
     def __init__(self, tensor: Tensor, bounds: Sequence[Sequence[int]]) -> None:
         self.tensor = tensor
         self.bounds = bounds
         cells = _cell_counts(bounds)
-        self.written = np.full(cells, tensor.role in _INITIAL)
+        self.written = np.full(cells, tensor.role in _INITIAL | _ACCUMULATORS)
         self.reads = np.zeros((*cells, len(QUEUES)), np.int64)
         self.writes = np.zeros((*cells, len(QUEUES)), np.int64)
         self.last = zero_clock()  # the last access of each queue, for tensors that share bytes
@@ -35,6 +37,12 @@ class TensorState:
             slice(bisect_right(bound, low) - 1, bisect_left(bound, high))
             for bound, (low, high) in zip(self.bounds, box, strict=True)
         )
+
+    def settle(self) -> None:
+        """Forget accesses: all of them happened before what follows."""
+        self.reads.fill(0)
+        self.writes.fill(0)
+        self.last.fill(0)
 
 
 def _cut(tensor: Tensor, stores: Sequence[Store]) -> list[list[int]]:
@@ -62,32 +70,50 @@ def store_box(store: Store | Load) -> tuple[tuple[int, int], ...]:
 
 
 class MemoryState:
-    """All tensors of a program; each access returns its fault, or ""."""
+    """All tensors of a program; each access returns its fault, or "".
+
+    In training Mem 0 and Mem 1 change places between launches: each tensor of theirs has a state in both.
+    """
 
     def __init__(self, program: Program) -> None:
+        self._tensors = program.tensors
+        self._trains = program.training is not None
+        self._swapped = False
+        places = {tensor.name: index for index, tensor in enumerate(program.tensors)}
+        self._base = [places.get(tensor.view_of, index) for index, tensor in enumerate(program.tensors)]
         stores: dict[int, list[Store]] = {}
-        for stream in program.streams.values():
-            for instruction in stream:
-                if isinstance(instruction, Store):
-                    stores.setdefault(instruction.tensor, []).append(instruction)
+        for streams in program.phases.values():
+            for stream in streams.values():
+                for instruction in stream:
+                    if isinstance(instruction, Store) and instruction.tensor < len(self._base):
+                        stores.setdefault(self._base[instruction.tensor], []).append(instruction)
         self.faults: list[str] = []
-        self._states: list[TensorState] = []
+        self._states: dict[tuple[int, int], TensorState] = {}
         for index, tensor in enumerate(program.tensors):
+            if tensor.view_of:
+                continue
             own = stores.get(index, ())
             bounds = _cut(tensor, own)
             if prod(_cell_counts(bounds)) > MOST_CELLS + 16 * len(own):  # a grid has as many cells as stores
                 self.faults.append(f"{len(own)} stores cut {tensor.name} into more than {MOST_CELLS} pieces")
                 bounds = _cut(tensor, ())
-            self._states.append(TensorState(tensor, bounds))
-        self._shared: list[list[TensorState]] = [[] for _ in self._states]
-        for left, right in _overlaps(program.tensors):
-            self._shared[left].append(self._states[right])
-            self._shared[right].append(self._states[left])
+            for memory in self._memories(tensor):
+                self._states[index, memory] = TensorState(tensor, bounds)
+        self._shared: list[list[int]] = [[] for _ in program.tensors]
+        for left, right in _overlaps(program.tensors, swaps=self._trains):
+            self._shared[left].append(right)
+            self._shared[right].append(left)
 
-    def load(self, load: Load, queue: int, clock: Clock) -> str:
+    def launch(self, *, swapped: bool) -> None:
+        """All earlier accesses are over, and the memories stand as told."""
+        self._swapped = swapped
+        for state in self._states.values():
+            state.settle()
+
+    def load(self, load: Load, memory: int, queue: int, clock: Clock) -> str:
         """A DMA read; rows and columns may lie outside (halo)."""
-        state = self._states[load.tensor]
-        shape = state.tensor.shape
+        tensor = self._tensors[load.tensor]
+        shape = tensor.shape
         box = list(store_box(load))
         if load.flat:
             total = shape[2] * shape[3] * shape[4]
@@ -100,7 +126,38 @@ class MemoryState:
         inside = [(max(low, 0), min(high, size)) for (low, high), size in zip(box, shape, strict=True)]
         if any(low >= high for low, high in inside):
             return ""  # nothing but halo
-        cells = state.cells(inside)
+        return self._read(load.tensor, memory, inside, queue, clock)
+
+    def store(self, store: Store, memory: int, queue: int, clock: Clock) -> str:
+        """A DMA write; it must lie inside, and ends the life of tensors that share its bytes."""
+        tensor = self._tensors[store.tensor]
+        allowed = _CONSTANTS if self._trains else set()
+        if tensor.role in _INITIAL - allowed:
+            return f"writes to {tensor.name}, which is {tensor.role}"
+        if store.flat:
+            return "writes a flat region; stores are boxes"
+        box = store_box(store)
+        for axis, ((low, high), size) in enumerate(zip(box, tensor.shape, strict=True)):
+            if low < 0 or high > size or low >= high:
+                return f"writes {'tnyxc'[axis]} {low} to {high} of {size}"
+        return self._write(store.tensor, memory, box, queue, clock)
+
+    def whole(self, tensor: int, memory: int, queue: int, clock: Clock, *, write: bool) -> str:
+        """The host's access to a whole tensor."""
+        box = [(0, size) for size in self._tensors[tensor].shape]
+        access = self._write if write else self._read
+        return access(tensor, memory, box, queue, clock)
+
+    def unwritten_output(self) -> str:
+        """The output tensor if part of it was never written."""
+        for (_, memory), state in self._states.items():
+            in_place = memory == self._place(state.tensor.memory)
+            if state.tensor.role is Role.OUTPUT and in_place and not state.written.all():
+                return state.tensor.name
+        return ""
+
+    def _read(self, index: int, memory: int, box: Sequence[tuple[int, int]], queue: int, clock: Clock) -> str:
+        state, cells = self._cells(index, memory, box)
         if not state.written[cells].all():
             return "reads what was not written"
         late = state.writes[cells].reshape(-1, len(QUEUES)).max(0)
@@ -110,23 +167,15 @@ class MemoryState:
         state.last[queue] = clock[queue]
         return ""
 
-    def store(self, store: Store, queue: int, clock: Clock) -> str:
-        """A DMA write; it must lie inside, and ends the life of tensors that share its bytes."""
-        state = self._states[store.tensor]
-        tensor = state.tensor
-        if tensor.role in _INITIAL:
-            return f"writes to {tensor.name}, which is {tensor.role}"
-        if store.flat:
-            return "writes a flat region; stores are boxes"
-        box = store_box(store)
-        for axis, ((low, high), size) in enumerate(zip(box, tensor.shape, strict=True)):
-            if low < 0 or high > size or low >= high:
-                return f"writes {'tnyxc'[axis]} {low} to {high} of {size}"
-        for other in self._shared[store.tensor]:
+    def _write(self, index: int, memory: int, box: Sequence[tuple[int, int]], queue: int, clock: Clock) -> str:
+        if self._tensors[index].shape != self._states[self._base[index], self._place(memory)].tensor.shape:
+            return f"writes through {self._tensors[index].name}, which shows another shape"
+        state, cells = self._cells(index, memory, box)
+        for other_index in self._shared[self._base[index]]:
+            other = self._states[other_index, self._place(memory)]
             if (other.last > clock).any():
                 return f"overwrites {other.tensor.name} in a race with {culprit(other.last, clock)}"
             other.written[...] = False
-        cells = state.cells(box)
         for accesses, what in ((state.writes, "write"), (state.reads, "read")):
             late = accesses[cells].reshape(-1, len(QUEUES)).max(0)
             if (late > clock).any():
@@ -136,28 +185,40 @@ class MemoryState:
         state.last[queue] = clock[queue]
         return ""
 
-    def unwritten_output(self) -> str:
-        """The output tensor if part of it was never written."""
-        for state in self._states:
-            if state.tensor.role is Role.OUTPUT and not state.written.all():
-                return state.tensor.name
-        return ""
+    def _cells(self, index: int, memory: int, box: Sequence[tuple[int, int]]) -> tuple[TensorState, tuple[slice, ...]]:
+        """The state of a tensor where it now stands; of a view in another shape all of it."""
+        state = self._states[self._base[index], self._place(memory)]
+        if state.tensor.shape != self._tensors[index].shape:
+            box = [(0, size) for size in state.tensor.shape]
+        return state, state.cells(box)
+
+    def _place(self, memory: int) -> int:
+        return 1 - memory if self._swapped and memory in _SAMPLES else memory
+
+    def _memories(self, tensor: Tensor) -> tuple[int, ...]:
+        if tensor.mirrored or (self._trains and tensor.memory in _SAMPLES):
+            return _SAMPLES
+        return (tensor.memory,)
 
 
-def _overlap(left: Tensor, right: Tensor) -> bool:
-    memories = {left.memory} | ({0, 1} if left.mirrored else set())
-    if not memories & ({right.memory} | ({0, 1} if right.mirrored else set())):
+def _overlap(left: Tensor, right: Tensor, *, swaps: bool) -> bool:
+    memories = [
+        set(_SAMPLES) if tensor.mirrored or (swaps and tensor.memory in _SAMPLES) else {tensor.memory}
+        for tensor in (left, right)
+    ]
+    if not memories[0] & memories[1]:
         return False
     return left.address < right.address + right.size_bytes and right.address < left.address + left.size_bytes
 
 
-def _overlaps(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """Pairs of tensors that share bytes, by a sweep over the addresses."""
+def _overlaps(tensors: Sequence[Tensor], *, swaps: bool) -> Iterator[tuple[int, int]]:
+    """Pairs of tensors that share bytes, by a sweep over the addresses; views are their tensors."""
     active: list[int] = []
-    for index in sorted(range(len(tensors)), key=lambda i: tensors[i].address):
+    owners = [index for index, tensor in enumerate(tensors) if not tensor.view_of]
+    for index in sorted(owners, key=lambda i: tensors[i].address):
         tensor = tensors[index]
         active = [i for i in active if tensors[i].address + tensors[i].size_bytes > tensor.address]
-        yield from ((other, index) for other in active if _overlap(tensors[other], tensor))
+        yield from ((other, index) for other in active if _overlap(tensors[other], tensor, swaps=swaps))
         active.append(index)
 
 
@@ -174,8 +235,25 @@ def table_faults(program: Program) -> list[str]:
             faults.append(f"tensor {tensor.name} is mirrored, but no constant")
         if tensor.role in _CONSTANTS and tensor.format is not Format.FP16:
             faults.append(f"constant {tensor.name} is {tensor.format}, must be {Format.FP16}")
-    for pair in _overlaps(program.tensors):
+        if fault := _view_fault(program, tensor):
+            faults.append(fault)
+    for pair in _overlaps(program.tensors, swaps=program.training is not None):
         one, other = sorted((program.tensors[i] for i in pair), key=lambda t: t.role not in _CONSTANTS)
         if one.role in _CONSTANTS:
             faults.append(f"constant {one.name} shares bytes with {other.name}")
     return faults
+
+
+def _view_fault(program: Program, tensor: Tensor) -> str:
+    """A view must show the bytes of a tensor that is none."""
+    if not tensor.view_of:
+        return ""
+    base = next((other for other in program.tensors if other.name == tensor.view_of), None)
+    if base is None or base.view_of:
+        return f"tensor {tensor.name} is a view of {tensor.view_of}, which is no tensor of its own"
+    same = (base.address, prod(base.shape), base.format, base.role, base.mirrored)
+    if same != (tensor.address, prod(tensor.shape), tensor.format, tensor.role, tensor.mirrored):
+        return f"tensor {tensor.name} does not show the bytes of {base.name}"
+    if tensor.memory != base.memory and (program.training is None or not {tensor.memory, base.memory} <= set(_SAMPLES)):
+        return f"tensor {tensor.name} shows {base.name} in another memory"
+    return ""

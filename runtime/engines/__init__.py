@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from runtime.engines.geometry import SUB_LUT_ENTRIES, SUB_LUTS, TAPS_PER_PE, Window
+from runtime.engines.geometry import SUB_LUT_ENTRIES, SUB_LUTS, TAPS_PER_PE, GradWindow, Window
+from runtime.engines.grad_plan import GradNeuron, GradPlan, GradResult, KeptStage
 from runtime.engines.protocol import U16, Engines
+from runtime.engines.sgd_rule import Sgd, SgdResult
 from runtime.engines.soma_plan import (
     F16,
     U8,
@@ -29,11 +31,18 @@ __all__ = [
     "U16",
     "Compare",
     "Engines",
+    "GradNeuron",
+    "GradPlan",
+    "GradResult",
+    "GradWindow",
+    "KeptStage",
     "Neuron",
     "Param",
     "Pool",
     "PoolKind",
     "Reset",
+    "Sgd",
+    "SgdResult",
     "SomaPlan",
     "SomaResult",
     "StageProbe",
@@ -45,15 +54,15 @@ __all__ = [
 ]
 
 
-def golden(array_rows: int = 64, dense_rows: int = 16) -> Engines:
+def golden(array_rows: int = 64, dense_rows: int = 16, update_rows: int = 10) -> Engines:
     """The definition: slow, NumPy float16, step by step as the hardware."""
     from runtime.engines.golden_engines import GoldenEngines
 
-    return GoldenEngines(array_rows=array_rows, dense_rows=dense_rows)
+    return GoldenEngines(array_rows=array_rows, dense_rows=dense_rows, update_rows=update_rows)
 
 
-def fast(array_rows: int = 64, dense_rows: int = 16) -> Engines:
+def fast(array_rows: int = 64, dense_rows: int = 16, update_rows: int = 10) -> Engines:
     """Compiled kernels on all cores, equal to `golden` bit for bit."""
     from runtime.engines.fast_engines import FastEngines
 
-    return FastEngines(array_rows=array_rows, dense_rows=dense_rows)
+    return FastEngines(array_rows=array_rows, dense_rows=dense_rows, update_rows=update_rows)

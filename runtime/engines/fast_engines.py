@@ -7,8 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from runtime.engines import golden_grad as _golden_grad
+from runtime.engines import golden_gradient as _golden_gradient
+from runtime.engines import golden_update as _golden_update
 from runtime.engines.dense_kernels import accumulate_dense_kernel
-from runtime.engines.geometry import Window
+from runtime.engines.geometry import GradWindow, Window
+from runtime.engines.grad_plan import GradPlan, GradResult, KeptStage
 from runtime.engines.lut_kernels import (
     LANES,
     MAX_ROWS,
@@ -19,6 +23,7 @@ from runtime.engines.lut_kernels import (
     program_conv_kernel,
 )
 from runtime.engines.protocol import U16
+from runtime.engines.sgd_rule import Sgd, SgdResult
 from runtime.engines.soma_kernels import NO_POOL, pool_geometry, stage_kernel
 from runtime.engines.soma_plan import F16, U8, Neuron, Pool, SomaPlan, SomaResult, StageProbe
 
@@ -33,6 +38,7 @@ class FastEngines:
 
     array_rows: int
     dense_rows: int
+    update_rows: int
 
     def program_conv(self, weights: F16) -> F16:
         """See `Engines`."""
@@ -133,6 +139,61 @@ class FastEngines:
             finite=not bad[0],
             probes=tuple(probes) if probe else (),
         )
+
+    def pool_winners(self, x: F16, pre_bias: F16 | None, pool: Pool) -> U8:
+        """See `Engines`."""
+        return _golden_grad.pool_winners(x, pre_bias, pool)
+
+    def accumulate_gradient(
+        self,
+        x: F16,
+        x_mask: U8 | None,
+        weights: F16,
+        out_mask: U8 | None,
+        window: GradWindow,
+        psum: F16,
+        init: bool,
+    ) -> None:
+        """See `Engines`."""
+        _golden_gradient.accumulate_gradient(x, x_mask, weights, out_mask, window, psum, init, self.dense_rows)
+
+    def accumulate_fc_gradient(self, x: F16, weights: F16, psum: F16, init: bool) -> None:
+        """See `Engines`."""
+        _golden_gradient.accumulate_fc_gradient(x, weights, psum, init, self.dense_rows)
+
+    def grad(
+        self,
+        psum: F16,
+        plan: GradPlan,
+        params: F16,
+        kept: tuple[KeptStage, ...],
+        carry: tuple[F16 | None, ...],
+        winners: U8 | None,
+        height: int,
+        width: int,
+    ) -> GradResult:
+        """See `Engines`."""
+        return _golden_grad.grad(psum, plan, params, kept, carry, winners, height, width)
+
+    def accumulate_outer(self, x: F16, g: F16, window: Window, psum: F16, init: bool) -> None:
+        """See `Engines`."""
+        _golden_gradient.accumulate_outer(x, g, window, psum, init, self.dense_rows)
+
+    def update_patterns(self, spikes: U8, window: Window) -> U8:
+        """See `Engines`."""
+        return _golden_update.update_patterns(spikes, window)
+
+    def accumulate_update(self, g: F16, patterns: U8, psum: F16, init: bool) -> None:
+        """See `Engines`."""
+        _golden_update.accumulate_update(g, patterns, psum, init, self.update_rows)
+
+    def accumulate_update_fc(self, g: F16, spikes: U8, psum: F16, init: bool) -> None:
+        """See `Engines`."""
+        _golden_update.accumulate_update_fc(g, spikes, psum, init, self.update_rows)
+
+    def sgd(self, weight: F16, gradient: F16, momentum: F16 | None, rule: Sgd) -> SgdResult:
+        """See `Engines`."""
+        return _golden_update.sgd(weight, gradient, momentum, rule)
 
 
 def _writeable(array: Values) -> Values:

@@ -1,4 +1,4 @@
-"""Window geometry shared by the Forward and the Backward Engine."""
+"""Window geometry shared by the engines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 TAPS_PER_PE = 9
 SUB_LUTS = 3
 SUB_LUT_ENTRIES = 8
+WINDOWS_PER_PATTERN = 8  # neighbouring output columns that a PE of the Weight Update Engine takes at once
+UPDATE_SUB_LUTS = 2
+UPDATE_SUB_LUT_ENTRIES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +43,26 @@ class Window:
             height >= (self.out_h - 1) * self.stride_h + rows
             and width >= (self.out_w - 1) * self.stride_w + self.kernel_w
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradWindow:
+    """Geometry of an input gradient: output (oy, ox) reads tap (ky, kx) at row (oy + top - ky) / stride_h of the
+    region, where that divides and lies inside [0, Hin); columns alike with left.
+
+    Source: section 3.2.3, the sliding window of the kernel rotated by 180 degrees.
+    """
+
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    out_h: int
+    out_w: int
+    top: int
+    left: int
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions, in raster order."""
+        return self.kernel_h * self.kernel_w

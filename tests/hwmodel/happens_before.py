@@ -10,7 +10,7 @@ from hwmodel.isa import Buffer, ConvTile, FcTile, Instruction, Load, LutProgram,
 from hwmodel.program import Program
 
 Event = tuple[Queue, int]
-Resource = tuple[str, int]
+Resource = tuple[str, int]  # a buffer, and bank + 2 * part
 _LUT: Resource = ("lut", 0)
 _BACKWARD = {
     "s_in": Buffer.BE_IN,
@@ -88,9 +88,9 @@ def _accesses(queue: Queue, instruction: Instruction) -> Iterator[tuple[Resource
 
     match instruction:
         case Load():
-            yield (str(instruction.buffer), instruction.bank), True
+            yield (str(instruction.buffer), instruction.bank + 2 * instruction.part), True
         case Store():
-            yield (str(instruction.buffer), instruction.bank), False
+            yield (str(instruction.buffer), instruction.bank + 2 * instruction.part), False
         case LutProgram():
             yield from (bank("w", instruction.w_bank), (_LUT, True))
         case ConvTile() | FcTile():

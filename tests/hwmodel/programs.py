@@ -22,7 +22,7 @@ IMAGE = (2, 6, 6)
 def small_config() -> H2LearnConfig:
     """Few PEs and tight buffers, so that a small network takes several tiles, row blocks and chunks of time."""
     preset = load_config("h2learn")
-    buffers = ForwardBuffers(s_in=1.0, w=1.5, psum=2.0, s_out=0.25, neuron=0.3, state=0.5)
+    buffers = ForwardBuffers(s_in=1.0, w=1.5, psum=2.0, s_out=0.25, mask=0.3, neuron=0.3, state=0.5)
     return replace(
         preset,
         tile=TileConfig(h=4, w=4),

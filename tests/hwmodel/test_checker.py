@@ -32,11 +32,26 @@ from hwmodel.isa import (
     Wait,
 )
 from hwmodel.program import Format, Program
+from tests.hwmodel.mutations import (
+    BE,
+    DMA,
+    FE,
+    Mutation,
+    both,
+    change,
+    cross_semaphores,
+    drop,
+    drop_all,
+    move,
+    place,
+    put,
+    retable,
+    scattered_stores,
+    third_user,
+    to_queue,
+)
 from tests.hwmodel.programs import deep_program, linear_program, small_config, with_stream
 from tests.strategies import RandomNetwork, networks
-
-DMA, FE, BE = Queue.DMA0, Queue.FE, Queue.BE
-Mutation = Callable[[Program], Program]
 
 
 def refusal(program: Program) -> str:
@@ -46,124 +61,6 @@ def refusal(program: Program) -> str:
     return fault.value.message.removeprefix("the program is not valid: ")
 
 
-def positions(program: Program, queue: Queue, kind: type[Instruction], **values: object) -> list[int]:
-    """Where instructions with these field values stand in a queue."""
-    return [
-        at
-        for at, instruction in enumerate(program.streams[queue])
-        if isinstance(instruction, kind) and all(getattr(instruction, name) == v for name, v in values.items())
-    ]
-
-
-def put(program: Program, queue: Queue, at: int, *instructions: Instruction) -> Program:
-    """The program with other instructions, or none, in the place of one."""
-    stream = program.streams[queue]
-    return with_stream(program, queue, (*stream[:at], *instructions, *stream[at + 1 :]))
-
-
-def tensor(program: Program, name: str) -> int:
-    return next(index for index, tensor in enumerate(program.tensors) if tensor.name == name)
-
-
-def with_tensor(program: Program, name: str, **values: object) -> Program:
-    index = tensor(program, name)
-    changed = replace(program.tensors[index], **values)  # type: ignore[arg-type]
-    return replace(program, tensors=(*program.tensors[:index], changed, *program.tensors[index + 1 :]))
-
-
-def change(
-    queue: Queue, kind: type[Instruction], values: dict[str, object], *, nth: int = 0, **where: object
-) -> Mutation:
-    """Set fields of the nth matching instruction."""
-
-    def mutate(program: Program) -> Program:
-        at = positions(program, queue, kind, **where)[nth]
-        return put(program, queue, at, replace(program.streams[queue][at], **values))  # type: ignore[arg-type]
-
-    return mutate
-
-
-def drop(queue: Queue, kind: type[Instruction], *, nth: int = 0, **where: object) -> Mutation:
-    """Leave out the nth matching instruction."""
-    return lambda program: put(program, queue, positions(program, queue, kind, **where)[nth])
-
-
-def drop_all(queue: Queue, kind: type[Instruction], **where: object) -> Mutation:
-    """Leave out every matching instruction."""
-
-    def mutate(program: Program) -> Program:
-        gone = set(positions(program, queue, kind, **where))
-        kept = tuple(instruction for at, instruction in enumerate(program.streams[queue]) if at not in gone)
-        return with_stream(program, queue, kept)
-
-    return mutate
-
-
-def move(queue: Queue, kind: type[Instruction], before: type[Instruction], *, nth: int = 0) -> Mutation:
-    """Move the nth instruction of a class before the last one of another class that precedes it."""
-
-    def mutate(program: Program) -> Program:
-        stream = list(program.streams[queue])
-        at = positions(program, queue, kind)[nth]
-        target = max(i for i in positions(program, queue, before) if i < at)
-        stream.insert(target, stream.pop(at))
-        return with_stream(program, queue, tuple(stream))
-
-    return mutate
-
-
-def place(name: str, onto: str) -> Mutation:
-    """Give a tensor the address of another."""
-    return lambda program: with_tensor(program, name, address=program.tensors[tensor(program, onto)].address)
-
-
-def retable(name: str, **values: object) -> Mutation:
-    return lambda program: with_tensor(program, name, **values)
-
-
-def to_queue(source: Queue, kind: type[Instruction], target: Queue) -> Mutation:
-    """Move an instruction to the front of another queue."""
-
-    def mutate(program: Program) -> Program:
-        at = positions(program, source, kind)[0]
-        moved = program.streams[source][at]
-        stream = program.streams.get(target, (Halt(layer=0),))
-        return with_stream(put(program, source, at), target, (moved, *stream))
-
-    return mutate
-
-
-def cross_semaphores(program: Program) -> Program:
-    """Each queue first waits for what the other signals later."""
-    for queue in (DMA, FE):
-        first = positions(program, queue, Signal)[0]
-        signal = program.streams[queue][first]
-        last_wait = positions(program, queue, Wait)[0]
-        wait = program.streams[queue][last_wait]
-        program = put(program, queue, max(first, last_wait))
-        program = put(program, queue, min(first, last_wait))
-        program = with_stream(program, queue, (wait, signal, *program.streams[queue]))
-    return program
-
-
-def third_user(program: Program) -> Program:
-    """A second queue signals the semaphore of another pair."""
-    wait = program.streams[BE][0]
-    assert isinstance(wait, Wait)
-    return with_stream(program, Queue.DMA1, (Signal(layer=0, semaphore=wait.semaphore), Halt(layer=0)))
-
-
-def scattered_stores(program: Program) -> Program:
-    """Stores whose edges all differ cut a tensor into far more cells than there are stores."""
-    index = tensor(program, "1.lif3")
-    big = with_tensor(program, "1.lif3", shape=(60, 60, 60, 60, 60), address=1 << 28)
-    at = positions(program, DMA, Store, tensor=index)[0]
-    store = program.streams[DMA][at]
-    assert isinstance(store, Store)
-    wild = [replace(store, t0=i, n0=i, y0=i, x0=i, c0=i, nt=1, nn=1, h=1, w=1, nc=1) for i in range(50)]
-    return put(big, DMA, at, *wild)
-
-
 MUTATIONS: dict[str, tuple[Mutation, str]] = {
     # sizes of regions
     "load: fewer rows": (change(DMA, Load, {"h": 4}, buffer=Buffer.BE_IN), "needs a region (6, 6) of 1 steps"),
@@ -171,9 +68,42 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "load: fewer channels": (change(DMA, Load, {"nc": 7}, buffer=Buffer.S_IN), "needs spikes of 8 channels, finds s1"),
     "load: fewer samples": (change(DMA, Load, {"nn": 1}, buffer=Buffer.S_IN), "steps and 2 samples, finds s1"),
     "load: fewer steps": (change(DMA, Load, {"nt": 1}, buffer=Buffer.S_IN), "needs a region"),
-    "load: fewer weights": (change(DMA, Load, {"nc": 100}, buffer=Buffer.BE_W), "needs 144 weights, finds fp16"),
-    "load: two rows of weights": (change(DMA, Load, {"h": 2}, buffer=Buffer.BE_W), "needs 144 weights, finds fp16"),
-    "load: fewer parameters": (change(DMA, Load, {"nc": 35}, buffer=Buffer.NEURON), "needs 36 weights"),
+    "load: fewer output channels of weights": (
+        change(DMA, Load, {"nc": 7}, buffer=Buffer.BE_W),
+        "needs 9 x 2 x 8 constants, finds fp16 (1, 1, 9, 2, 7)",
+    ),
+    "load: fewer input channels of weights": (
+        change(DMA, Load, {"w": 7}, buffer=Buffer.W),
+        "needs 9 x 8 x 4 constants, finds fp16 (1, 1, 9, 7, 4)",
+    ),
+    "load: two rows of weights": (
+        change(DMA, Load, {"h": 2}, buffer=Buffer.BE_W),
+        "needs 9 x 2 x 8 constants, finds fp16 (1, 1, 2, 2, 8)",
+    ),
+    "load: a row of padding behind the weights": (
+        change(DMA, Load, {"h": 10}, buffer=Buffer.W),
+        "needs 9 x 8 x 4 constants, finds fp16 (1, 1, 10, 8, 4)",
+    ),
+    "load: fewer inputs of linear weights": (
+        change(DMA, Load, {"w": 44}, buffer=Buffer.W, layer=3),
+        "needs 1 x 45 x 4 constants, finds fp16 (1, 1, 1, 44, 4)",
+    ),
+    "load: weights in one row": (
+        change(DMA, Load, {"flat": True, "c0": 0, "nc": 45 * 4}, buffer=Buffer.W, layer=3),
+        "needs 1 x 45 x 4 constants, finds fp16 (1, 1, 1, 1, 180)",
+    ),
+    "load: fewer parameters": (
+        change(DMA, Load, {"nc": 3}, buffer=Buffer.NEURON),
+        "needs 1 x 9 x 4 constants, finds fp16 (1, 1, 1, 9, 3)",
+    ),
+    "load: fewer numbers of a neuron": (
+        change(DMA, Load, {"w": 8}, buffer=Buffer.NEURON),
+        "needs 1 x 9 x 4 constants, finds fp16 (1, 1, 1, 8, 4)",
+    ),
+    "load: one stage of parameters": (
+        change(DMA, Load, {"h": 1}, buffer=Buffer.BE_NEURON),
+        "needs 2 x 9 x 8 constants, finds fp16 (1, 1, 1, 9, 8)",
+    ),
     "load: fewer inputs": (change(DMA, Load, {"nc": 9}, flat=True), "needs 45 inputs of"),
     "load: no rows": (change(DMA, Load, {"h": 0}), "h is 0"),
     "store: fewer rows": (change(DMA, Store, {"h": 1}, buffer=Buffer.BE_OUT), "stores a region"),
@@ -195,6 +125,48 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "load: too large for its bank": (
         change(DMA, Load, {"h": 500, "w": 500}, buffer=Buffer.S_IN),
         "bytes, a bank of s_in holds 512",
+    ),
+    # parts of banks
+    "load: spikes to another part": (
+        change(DMA, Load, {"part": 1}, buffer=Buffer.S_IN),
+        "reads bank 0 of s_in, which nothing was written to",
+    ),
+    "load: weights to another part": (
+        change(DMA, Load, {"part": 2}, buffer=Buffer.W),
+        "reads bank 0 of w, which nothing was written to",
+    ),
+    "load: parameters to another part": (
+        change(DMA, Load, {"part": 3}, buffer=Buffer.NEURON),
+        "reads bank 0 of neuron, which nothing was written to",
+    ),
+    "load: state to another part": (
+        change(DMA, Load, {"part": 1}, buffer=Buffer.BE_STATE),
+        "part 1 of bank 0 of be_state is written, and never read",
+    ),
+    "load: a part too many": (
+        lambda p: put(p, DMA, 0, change(DMA, Load, {"part": 1})(p).streams[DMA][0], p.streams[DMA][0]),
+        "part 1 of bank 0 of be_in is written, and never read",
+    ),
+    "store: from another part": (
+        change(DMA, Store, {"part": 1}, buffer=Buffer.S_OUT),
+        "of s_out, which nothing was written to",
+    ),
+    "store: state from another part": (
+        change(DMA, Store, {"part": 3}, buffer=Buffer.BE_STATE),
+        "of be_state, which nothing was written to",
+    ),
+    "keeps what nothing stores": (
+        change(FE, Soma, {"keep": True}),
+        "part 1 of bank 0 of mask is written, and never read",
+    ),
+    "keeps more than the bank holds": (
+        # 4 steps of 2 samples, 4 x 4 x 4 values, beside the sums of the next tile
+        change(FE, Soma, {"keep": True, "keep_m1": True}),
+        f"and other parts are {2 * 4 * 2 * 4 * 4 * 4 * 2} bytes, a bank of psum holds 1024",
+    ),
+    "keeps membranes of no neuron": (
+        change(FE, Soma, {"keep": True, "keep_m2": True}),
+        "keeps the membrane potentials of neuron 2, which does not fire",
     ),
     # order
     "soma before its last tile": (move(FE, Soma, ConvTile), "races on bank 0 of neuron with a write of dma0["),
@@ -229,10 +201,53 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "more rows than the engine has": (change(FE, LutProgram, {"rows": 9}), "9 rows, the engine has 8"),
     "more columns than the engine has": (change(FE, LutProgram, {"cols": 5}), "5 cols, the engine has 4"),
     "more groups than a LUT holds": (change(FE, LutProgram, {"groups": 9}, mode=LutMode.FC), "9 groups"),
-    "other LUT mode": (change(FE, LutProgram, {"mode": LutMode.FC, "groups": 3}), "not programmed for a convolution"),
+    "fewer taps than the weights": (
+        change(FE, LutProgram, {"taps": 8}),
+        "needs 8 x 8 x 4 constants, finds fp16 (1, 1, 9, 8, 4)",
+    ),
+    "no taps": (change(FE, LutProgram, {"taps": 0}), "8 pieces of the inputs, the engine has 0"),
+    "more inputs than the weights": (
+        change(FE, LutProgram, {"inputs": 9}),
+        "needs 9 x 9 x 4 constants, finds fp16 (1, 1, 9, 8, 4)",
+    ),
+    "more pieces than the inputs have": (change(FE, LutProgram, {"inputs": 7}), "8 pieces of the inputs"),
+    "pieces behind the inputs": (change(FE, LutProgram, {"first_piece": 1}), "9 pieces of the inputs"),
+    "more linear inputs than the weights": (
+        change(FE, LutProgram, {"inputs": 46}, mode=LutMode.FC),
+        "needs 1 x 46 x 4 constants, finds fp16 (1, 1, 1, 45, 4)",
+    ),
+    "more linear inputs than the groups hold": (
+        change(FE, LutProgram, {"groups": 1}, mode=LutMode.FC),
+        "45 inputs, the engine has 24",
+    ),
+    "other LUT mode": (
+        both(
+            change(DMA, Load, {"h": 1}, buffer=Buffer.W),
+            change(FE, LutProgram, {"mode": LutMode.FC, "groups": 1, "taps": 1}),
+        ),
+        "the LUTs are not programmed for a convolution",
+    ),
+    "other taps than programmed": (
+        both(change(DMA, Load, {"h": 8}, buffer=Buffer.W), change(FE, LutProgram, {"taps": 8})),
+        "the LUTs hold taps from piece 0 of 8",
+    ),
+    "other pieces than programmed": (
+        both(
+            change(FE, LutProgram, {"rows": 1}, nth=1),
+            change(FE, ConvTile, {"rows": 1, "first_piece": 1}, nth=1),
+        ),
+        "the LUTs hold taps from piece 0 of 9",
+    ),
+    "other linear inputs than programmed": (
+        both(
+            change(DMA, Load, {"w": 44}, buffer=Buffer.W, layer=3),
+            change(FE, LutProgram, {"inputs": 44}, mode=LutMode.FC),
+        ),
+        "the LUTs hold 44 inputs, not 45",
+    ),
     "more dense rows": (change(BE, ConvTile, {"rows": 5}), "5 rows, the engine has 4"),
     "more dense columns": (change(BE, ConvTile, {"cols": 9}), "9 cols, the engine has 8"),
-    "fewer dense columns": (change(BE, ConvTile, {"cols": 7}), "needs 126 weights, finds fp16"),
+    "fewer dense columns": (change(BE, ConvTile, {"cols": 7}), "needs 9 x 2 x 7 constants, finds fp16"),
     "kernel rows outside": (change(BE, ConvTile, {"tap_row0": 1}), "kernel rows 1 to 4 of 3"),
     "no kernel": (change(FE, ConvTile, {"kernel_h": 0}), "kernel_h is 0"),
     "other kernel": (change(FE, ConvTile, {"kernel_h": 5}), "needs a region (8, 6)"),
@@ -291,6 +306,19 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "mirrored activation": (retable("1.lif3", mirrored=True), "tensor 1.lif3 is mirrored, but no constant"),
     "weights as bits": (retable("1.weights", format=Format.S1), "constant 1.weights is s1, must be fp16"),
     "spikes as numbers": (retable("0.lif2", format=Format.FP16), "stores s1 to 0.lif2, which is fp16"),
+    "compressed spikes": (
+        retable("1.lif3", format=Format.MCOMP),
+        "packs what stands in s_out, which has no mask",
+    ),
+    "compressed input": (retable("input", format=Format.MCOMP), "needs real values of 2 channels, finds mcomp"),
+    "a view of nothing": (
+        retable("1.lif3", view_of="nothing"),
+        "tensor 1.lif3 is a view of nothing, which is no tensor of its own",
+    ),
+    "a view of another tensor": (
+        retable("1.lif3", view_of="0.lif2"),
+        "tensor 1.lif3 does not show the bytes of 0.lif2",
+    ),
     "larger output": (retable("3.lif4", shape=(12, 2, 1, 1, 7)), "output 3.lif4 is not written completely"),
     "scattered stores": (scattered_stores, "cut 1.lif3 into more than 65536 pieces"),
     # semaphores
@@ -315,7 +343,7 @@ def test_the_message_names_place_instruction_and_lack() -> None:
     assert refusal(program) == "deadlock: dma0[10] for semaphore 1, fe[0] for semaphore 1"
     program = change(DMA, Load, {"n0": 1})(linear_program())
     assert refusal(program).splitlines()[0] == (
-        "dma0[0] load layer=0 buffer=s_in bank=0 tensor=0 t0=0 nt=3 n0=1 nn=2 y0=0 h=1 x0=0 w=1 c0=0 nc=5 flat: "
+        "dma0[0] load layer=0 buffer=s_in bank=0 part=0 tensor=0 t0=0 nt=3 n0=1 nn=2 y0=0 h=1 x0=0 w=1 c0=0 nc=5 flat: "
         "reads n 1 to 3 of 2"
     )
 
@@ -353,6 +381,15 @@ def test_every_other_bank_is_reported(make: Callable[[], Program], step: int) ->
         instruction = program.streams[queue][at]
         other = replace(instruction, **{field: 1 - getattr(instruction, field)})
         assert refusal(put(program, queue, at, other)), (queue, at, field)
+
+
+@pytest.mark.parametrize("make", [linear_program, deep_program])
+def test_every_other_part_is_reported(make: Callable[[], Program]) -> None:
+    program = make()
+    moves = [at for at, instruction in enumerate(program.streams[DMA]) if isinstance(instruction, Load | Store)]
+    for at in moves[:: 1 + len(moves) // 60]:
+        other = replace(program.streams[DMA][at], part=1)  # type: ignore[call-arg]
+        assert refusal(put(program, DMA, at, other)), at
 
 
 @pytest.mark.parametrize("field", ["nt", "nn", "h", "w", "nc"])

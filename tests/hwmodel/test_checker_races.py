@@ -219,7 +219,7 @@ def store(*, t0: int, nt: int) -> Store:
 
 @dataclass(slots=True)
 class Queues:
-    """Two DMA queues on one memory, each with what it knows of the other."""
+    """Two DMA queues on Mem 0, each with what it knows of the other."""
 
     memory: MemoryState
     clocks: dict[Queue, Clock]
@@ -227,8 +227,8 @@ class Queues:
     def access(self, queue: Queue, move: Load | Store) -> str:
         self.clocks[queue][INDEX[queue]] += 1
         if isinstance(move, Load):
-            return self.memory.load(move, INDEX[queue], self.clocks[queue])
-        return self.memory.store(move, INDEX[queue], self.clocks[queue])
+            return self.memory.load(move, 0, INDEX[queue], self.clocks[queue])
+        return self.memory.store(move, 0, INDEX[queue], self.clocks[queue])
 
     def synchronise(self) -> None:
         both = np.maximum(*self.clocks.values())

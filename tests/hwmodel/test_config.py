@@ -31,7 +31,15 @@ PRESET = {
         "lut_entries": 8,
         "taps_per_pe": 9,
         "program_cycles": 10,
-        "buffers_kb": {"s_in": 62.5, "w": 36.0, "psum": 160.0, "s_out": 20.0, "neuron": 2.0, "state": 20.0},
+        "buffers_kb": {
+            "s_in": 62.5,
+            "w": 37.0,
+            "psum": 200.0,
+            "s_out": 20.0,
+            "mask": 23.0,
+            "neuron": 2.0,
+            "state": 20.0,
+        },
     },
     "backward": {
         "rows": 16,
@@ -41,7 +49,17 @@ PRESET = {
         "pipe": 4,
         "pe_tile_bytes": 400,
         "pe_psum_bytes": 32,
-        "buffers_kb": {"gm_in": 170.0, "w": 36.0, "psum": 640.0, "s_out": 80.0, "neuron": 8.0, "state": 80.0},
+        "buffers_kb": {
+            "gm_in": 266.0,
+            "w": 36.0,
+            "psum": 800.0,
+            "s_out": 80.0,
+            "mask": 130.0,
+            "m": 800.0,
+            "neuron": 8.0,
+            "state": 80.0,
+            "grad": 64.0,
+        },
     },
     "weight_update": {
         "rows": 10,
@@ -51,7 +69,14 @@ PRESET = {
         "lut_entries": 16,
         "window": 8,
         "program_cycles": 8,
-        "buffers_kb": {"gm": 320.0, "s_in": 62.5, "gw_psum": 1152.0},
+        "buffers_kb": {
+            "gm": 320.0,
+            "s_in": 62.5,
+            "gw_psum": 1153.0,
+            "grad": 64.0,
+            "weight": 64.0,
+            "momentum": 64.0,
+        },
     },
 }
 Table = dict[str, object]
@@ -106,7 +131,24 @@ def test_the_preset_holds_the_printed_values() -> None:
 
 @pytest.mark.parametrize(
     ("buffer", "size"),
-    [(Buffer.S_IN, 32_000), (Buffer.PSUM, 81_920), (Buffer.BE_PSUM, 327_680), (Buffer.BE_STATE, 40_960)],
+    [
+        (Buffer.S_IN, 32_000),
+        (Buffer.W, 18_944),
+        (Buffer.PSUM, 102_400),
+        (Buffer.MASK, 11_776),
+        (Buffer.BE_IN, 136_192),
+        (Buffer.BE_PSUM, 409_600),
+        (Buffer.BE_MASK, 66_560),
+        (Buffer.BE_M, 409_600),
+        (Buffer.BE_STATE, 40_960),
+        (Buffer.BE_GRAD, 32_768),
+        (Buffer.WU_IN, 32_000),
+        (Buffer.WU_GM, 163_840),
+        (Buffer.WU_PSUM, 590_336),
+        (Buffer.WU_GRAD, 32_768),
+        (Buffer.WU_WEIGHT, 32_768),
+        (Buffer.WU_MOMENTUM, 32_768),
+    ],
 )
 def test_a_bank_is_half_of_its_buffer(buffer: Buffer, size: int) -> None:
     assert load_config("h2learn").bank_bytes(buffer) == size

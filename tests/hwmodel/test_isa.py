@@ -15,27 +15,16 @@ from hwmodel.isa import (
     OPCODE_BITS,
     OPCODES,
     WORD_BYTES,
-    Buffer,
-    CompareRule,
-    ConvTile,
-    FcTile,
     FieldLayout,
     Halt,
     Instruction,
     Load,
-    LutMode,
-    LutProgram,
-    PoolKind,
-    PoolSetup,
-    ResetKind,
-    Signal,
-    Soma,
-    Store,
     Wait,
     layout,
     mnemonic,
 )
 from tests.hwmodel.instructions import any_instruction, field_range, instructions
+from tests.hwmodel.samples import GOLDEN, sample
 
 LOC = Loc("program.h2l")
 KINDS = list(OPCODES.values())
@@ -171,7 +160,17 @@ def test_any_text_assembles_or_is_refused(parts: list[str]) -> None:
         ("wait layer=0 semaphore", 1, "semaphore: '' is not a value of this field"),
         ("wait layer=0 semaphore=" + "9" * 5000, 1, "is not a value of this field"),
         ("wait layer=0 layer=0 semaphore=0", 1, "wait: layer is given twice"),
-        ("lut_program layer=0 w_bank=0 mode=max rows=1 groups=0 cols=1", 1, "mode: 'max' is not a value"),
+        (
+            "lut_program layer=0 w_bank=0 mode=max rows=1 groups=0 cols=1 taps=9 inputs=1 first_piece=0",
+            1,
+            "mode: 'max' is not a value",
+        ),
+        ("lut_program layer=0 w_bank=0 mode=conv rows=1 groups=0 cols=1", 1, "lut_program lacks taps, inputs, first"),
+        (
+            "load layer=0 buffer=w bank=0 tensor=2 t0=0 nt=1 n0=0 nn=1 y0=0 h=9 x0=0 w=4 c0=0 nc=2",
+            1,
+            "load lacks part",
+        ),
     ],
 )
 def test_faulty_text_is_refused_with_its_line(text: str, line: int, message: str) -> None:
@@ -179,125 +178,6 @@ def test_faulty_text_is_refused_with_its_line(text: str, line: int, message: str
         assemble(text, Loc("file.s"))
     assert message in fault.value.message
     assert fault.value.loc == Loc("file.s", line)
-
-
-REGION = {"t0": 0, "nt": 10, "n0": 0, "nn": 4, "y0": -1, "h": 10, "x0": -1, "w": 10, "c0": 64, "nc": 64}
-GOLDEN: list[tuple[Instruction, str]] = [
-    (
-        Load(layer=3, buffer=Buffer.S_IN, bank=1, tensor=7, flat=False, **REGION),
-        "load layer=3 buffer=s_in bank=1 tensor=7 t0=0 nt=10 n0=0 nn=4 y0=-1 h=10 x0=-1 w=10 c0=64 nc=64",
-    ),
-    (
-        Store(layer=3, buffer=Buffer.BE_OUT, bank=0, tensor=8, flat=True, **REGION),
-        "store layer=3 buffer=be_out bank=0 tensor=8 t0=0 nt=10 n0=0 nn=4 y0=-1 h=10 x0=-1 w=10 c0=64 nc=64 flat",
-    ),
-    (Signal(layer=3, semaphore=2), "signal layer=3 semaphore=2"),
-    (Wait(layer=1023, semaphore=4095), "wait layer=1023 semaphore=4095"),
-    (
-        LutProgram(layer=3, w_bank=1, mode=LutMode.CONV, rows=64, groups=0, cols=16),
-        "lut_program layer=3 w_bank=1 mode=conv rows=64 groups=0 cols=16",
-    ),
-    (
-        ConvTile(
-            layer=3,
-            src_bank=1,
-            w_bank=1,
-            dst_bank=0,
-            accumulate=True,
-            kernel_h=3,
-            kernel_w=3,
-            stride_h=1,
-            stride_w=1,
-            h=8,
-            w=8,
-            nt=10,
-            nn=4,
-            rows=64,
-            cols=16,
-            first_piece=0,
-            tap_row0=0,
-            tap_rows=3,
-            hold=False,
-            in_sparsity=False,
-            out_sparsity=False,
-        ),
-        "conv_tile layer=3 src_bank=1 w_bank=1 dst_bank=0 accumulate kernel_h=3 kernel_w=3 stride_h=1 stride_w=1 "
-        "h=8 w=8 nt=10 nn=4 rows=64 cols=16 first_piece=0 tap_row0=0 tap_rows=3",
-    ),
-    (
-        FcTile(
-            layer=4,
-            src_bank=0,
-            w_bank=0,
-            dst_bank=1,
-            accumulate=False,
-            groups=3,
-            inputs=576,
-            rows=64,
-            cols=10,
-            nt=10,
-            nn=4,
-            hold=True,
-        ),
-        "fc_tile layer=4 src_bank=0 w_bank=0 dst_bank=1 groups=3 inputs=576 rows=64 cols=10 nt=10 nn=4 hold",
-    ),
-    (
-        PoolSetup(
-            layer=3,
-            slot=2,
-            kernel_h=3,
-            kernel_w=3,
-            stride_h=2,
-            stride_w=2,
-            out_h=4,
-            out_w=4,
-            top=-1,
-            left=0,
-            limit_h=9,
-            limit_w=9,
-            include_pad=True,
-        ),
-        "pool_setup layer=3 slot=2 kernel_h=3 kernel_w=3 stride_h=2 stride_w=2 out_h=4 out_w=4 top=-1 left=0 "
-        "limit_h=9 limit_w=9 include_pad",
-    ),
-    (
-        Soma(
-            layer=3,
-            psum_bank=0,
-            neuron_bank=0,
-            out_bank=0,
-            nt=10,
-            nn=4,
-            h=8,
-            w=8,
-            cols=16,
-            present1=True,
-            reset1=ResetKind.HARD,
-            compare1=CompareRule.GE,
-            fire1=True,
-            pre_bias1=False,
-            scale1=True,
-            bias1=True,
-            present2=True,
-            reset2=ResetKind.SOFT,
-            compare2=CompareRule.GT,
-            fire2=True,
-            scale2=False,
-            bias2=False,
-            pool1=PoolKind.NONE,
-            pool2=PoolKind.AVG,
-            state_in=True,
-            state_out=False,
-        ),
-        "soma layer=3 psum_bank=0 neuron_bank=0 out_bank=0 nt=10 nn=4 h=8 w=8 cols=16 present1 reset1=hard "
-        "compare1=ge fire1 scale1 bias1 present2 reset2=soft compare2=gt fire2 pool1=none pool2=avg state_in",
-    ),
-    (Halt(layer=0), "halt layer=0"),
-]
-
-
-def sample(kind: type[Instruction]) -> Instruction:
-    return next(instruction for instruction, _ in GOLDEN if type(instruction) is kind)
 
 
 @pytest.mark.parametrize(("instruction", "text"), GOLDEN, ids=[mnemonic(type(i)) for i, _ in GOLDEN])
@@ -309,6 +189,6 @@ def test_text_of_each_class(instruction: Instruction, text: str) -> None:
 def test_words_are_packed_from_the_lowest_bit() -> None:
     # opcode 4, then layer 3 in ten bits, then semaphore 5 in twelve
     assert number_of(Wait(layer=3, semaphore=5)) == 4 | 3 << 6 | 5 << 16
-    # y0 = -1 is all ones in its 16 bits
+    # y0 = -1 is all ones in its 20 bits
     y0 = next(item for item in layout(Load) if item.name == "y0")
-    assert number_of(sample(Load)) >> y0.offset & 0xFFFF == 0xFFFF
+    assert number_of(sample(Load)) >> y0.offset & 0xFFFFF == 0xFFFFF

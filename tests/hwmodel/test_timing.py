@@ -61,7 +61,9 @@ def conv_tile(**values: object) -> ConvTile:
 
 def test_one_grid_iteration_takes_650_cycles() -> None:
     """4 samples are 4 lanes: 10 steps x 64 positions, and 10 cycles to program the LUTs."""
-    program = LutProgram(layer=0, w_bank=0, mode=LutMode.CONV, rows=64, groups=0, cols=16)
+    program = LutProgram(
+        layer=0, w_bank=0, mode=LutMode.CONV, rows=64, groups=0, cols=16, taps=9, inputs=64, first_piece=0
+    )
     total = instruction_cycles(program, CONFIG, Queue.FE) + instruction_cycles(conv_tile(), CONFIG, Queue.FE)
     assert total == 10 * 64 + 10
 
@@ -167,6 +169,33 @@ def test_bytes_of_a_small_layer() -> None:
     weights = 1 * 9 * 2 * 16
     neuron = 9 * 2 * 16
     spikes_out = 2 * 4 * 4 * 2
+    assert memory_bytes(program, own) == -(-(spikes_in + weights + neuron + spikes_out) // 8)
+
+
+def test_bytes_of_channels_that_two_row_blocks_share() -> None:
+    """5 x 5 takes 3 PEs: 23 channels are 69 rows, so 64 and 5; channel 21 begins in the first and ends in the second.
+
+    Each block loads exactly 25 taps of its 22 and 2 channels.
+    """
+    graph = network(channels=23, outs=2, kernel=5, stride=1, size=4, timesteps=2, encoded=False)
+    program: Program = compile_inference(graph, CONFIG, batch=1).program
+    own = [i for stream in program.streams.values() for i in stream if i.layer == 0]
+    spikes_in = 2 * 4 * 4 * (22 + 2)
+    weights = 25 * (22 + 2) * 2 * 16
+    neuron = 9 * 2 * 16
+    spikes_out = 2 * 4 * 4 * 2
+    assert memory_bytes(program, own) == -(-(spikes_in + weights + neuron + spikes_out) // 8)
+    blocks = [(i.rows, i.inputs, i.first_piece) for i in own if isinstance(i, LutProgram)]
+    assert blocks == [(64, 22, 0), (5, 2, 1)]
+
+
+def test_bytes_of_a_linear_layer() -> None:
+    """2 x 4 x 4 inputs and 12 outputs: as many weights, not a multiple of what the PEs hold."""
+    graph = network(channels=1, outs=2, kernel=3, stride=1, size=4, timesteps=2, encoded=False)
+    program: Program = compile_inference(graph, CONFIG, batch=1).program
+    own = [i for stream in program.streams.values() for i in stream if i.layer == 1]
+    spikes_in, spikes_out = 2 * 32, 2 * 12
+    weights, neuron = 32 * 12 * 16, 9 * 12 * 16
     assert memory_bytes(program, own) == -(-(spikes_in + weights + neuron + spikes_out) // 8)
 
 

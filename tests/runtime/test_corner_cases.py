@@ -72,6 +72,17 @@ def test_tiles_of_nothing_but_padding(kernel: int, padding: int, stride: int, he
     assert_runs(chain(x, [conv, LIF], {"w": grid(4, 2, kernel, kernel)}), x)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "channels"), [(5, 21), (5, 22), (5, 43), (5, 64), (7, 11), (7, 32), (9, 20), (11, 23)]
+)
+def test_channels_that_two_row_blocks_share(kernel: int, channels: int) -> None:
+    """A channel has 3, 6, 9 or 14 pieces of nine taps, so blocks of 64 rows end inside a channel."""
+    x = spikes(2, 3, channels, 5, 6)
+    conv = Conv2d(weight=Param("w"), padding=(kernel // 2, kernel // 2))
+    weights = np.random.default_rng(RNG_SEED).integers(-4, 5, (18, channels, kernel, kernel)) / 16  # sums near 0
+    assert_runs(chain(x, [conv, LIF], {"w": weights.astype(np.float32)}), x)
+
+
 @pytest.mark.parametrize("size", [16, 18, 28, 60])
 def test_average_over_a_whole_map(size: int) -> None:
     x = spikes(1, 2, 2, size, size)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.h2learn.allocate_memory import ALIGNMENT_BYTES, Request, allocate_memory
+from compiler.h2learn.constants import neuron_values, weight_values
 from compiler.h2learn.isolate_pools import isolate_pools
 from compiler.h2learn.layers import split_layers
 from compiler.h2learn.partition_luts import partition
@@ -62,6 +63,24 @@ def test_row_blocks_hold_every_weight_once(network: RandomNetwork, rows: int) ->
                 assert sum(block.rows for block in split.blocks) == wanted
             else:
                 assert sum(block.channels for block in split.blocks) == layer.source_type.size("C")
+
+
+@CHECKS
+@given(networks(dyadic=False), st.data())
+def test_constants_stand_by_position_input_and_output(network: RandomNetwork, data: st.DataObject) -> None:
+    graph, _ = run_passes(network.graph, (HoistEncode(), MeanLast(), FoldBatchNorm()))
+    for layer in split_layers(graph).layers:
+        constants = quantise(graph, layer)
+        if constants.weights is not None:
+            out, channels, height, width = constants.weights.shape
+            stored = weight_values(constants)
+            assert stored.shape == (height * width, channels, out)
+            o, c, y, x = (data.draw(st.integers(0, size - 1)) for size in constants.weights.shape)
+            assert stored[y * width + x, c, o] == constants.weights[o, c, y, x]
+        if constants.stages:
+            table = neuron_values(constants)
+            for stage, own in enumerate(constants.stages):
+                np.testing.assert_array_equal(table[stage], own.table)
 
 
 @CHECKS
@@ -129,7 +148,17 @@ def test_any_interleaving_computes_what_program_order_does(data: st.DataObject) 
     actions = [
         Action(
             queue=step.queue,
-            instruction=LutProgram(layer=step.number, w_bank=0, mode=LutMode.CONV, rows=1, groups=0, cols=1),
+            instruction=LutProgram(
+                layer=step.number,
+                w_bank=0,
+                mode=LutMode.CONV,
+                rows=1,
+                groups=0,
+                cols=1,
+                taps=9,
+                inputs=1,
+                first_piece=0,
+            ),
             reads=tuple(("cell", cell) for cell in step.reads),
             writes=tuple(("cell", cell) for cell in step.writes),
         )
