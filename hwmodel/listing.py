@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hwmodel.assembler import disassemble
 from hwmodel.isa import Instruction, Load, Store
-from hwmodel.program import Layer, Program, Tensor
+from hwmodel.program import Layer, Program, Tensor, Training
 from hwmodel.timing import LayerTiming, program_timing
 
 HEAD = 24  # instructions of each queue that a short listing shows
@@ -22,6 +22,19 @@ def _header(program: Program) -> Iterator[str]:
     yield f"program {program.name} for {config.name}"
     yield f"  {program.timesteps} time steps, {program.batch} samples a sub-batch, encoding {program.host.encoding}"
     yield f"  {program.instructions:,} instructions, {len(program.layers)} layers, readout {program.host.readout}"
+    if program.training is not None:
+        yield from _training(program.training)
+
+
+def _training(training: Training) -> Iterator[str]:
+    counts = (
+        f"{phase} {sum(len(stream) for stream in streams.values()):,}" for phase, streams in training.phases.items()
+    )
+    yield f"  trains with loss {training.loss}, loss scale {training.loss_scale:g}, {', '.join(counts)} instructions"
+    rates = f"learning rate {training.learning_rate:g}, momentum {training.momentum:g}"
+    yield f"  {rates}, weight decay {training.weight_decay:g}"
+    weights = "f32 weights on the host" if training.master_weights else "FP16 weights"
+    yield f"  {training.batch_group} sub-batches a batch, machines {training.machines}, {weights}"
 
 
 def _layers(program: Program) -> Iterator[str]:
@@ -29,7 +42,8 @@ def _layers(program: Program) -> Iterator[str]:
     yield f"{'layers':31} engine kind  {'channels in -> out, kernel, map':36}{'compute':>12} {'memory':>12} (cycles)"
     for number, (layer, time) in enumerate(zip(program.layers, timing.layers, strict=True)):
         yield _layer_line(number, layer, time)
-    total = f"latency {timing.latency_cycles:,} cycles = {timing.latency_us:,.1f} us"
+    what = "latency" if program.training is None else "forward pass"
+    total = f"{what} {timing.latency_cycles:,} cycles = {timing.latency_us:,.1f} us"
     yield f"  {total}, {timing.cycles_per_sample:,.0f} cycles a sample"
 
 
@@ -63,11 +77,17 @@ def _comment(program: Program, instruction: Instruction) -> str:
 
 
 def _streams(program: Program, full: bool) -> Iterator[str]:
-    for queue, stream in program.streams.items():
-        yield ""
-        yield f"queue {queue}: {len(stream):,} instructions"
-        shown = stream if full else stream[:HEAD]
-        for position, instruction in enumerate(shown):
-            yield f"  {position:6}  {disassemble(instruction)}{_comment(program, instruction)}"
-        if len(shown) < len(stream):
-            yield f"  ... {len(stream) - len(shown):,} more; all with --full"
+    for phase, streams in program.phases.items():
+        prefix = "" if program.training is None else f"phase {phase}, "
+        for queue, stream in streams.items():
+            yield from _stream(program, f"{prefix}queue {queue}", stream, full)
+
+
+def _stream(program: Program, title: str, stream: Sequence[Instruction], full: bool) -> Iterator[str]:
+    yield ""
+    yield f"{title}: {len(stream):,} instructions"
+    shown = stream if full else stream[:HEAD]
+    for position, instruction in enumerate(shown):
+        yield f"  {position:6}  {disassemble(instruction)}{_comment(program, instruction)}"
+    if len(shown) < len(stream):
+        yield f"  ... {len(stream) - len(shown):,} more; all with --full"

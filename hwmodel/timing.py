@@ -6,12 +6,13 @@ These are sums of independent parts; stalls, arbitration and overlap between lay
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hwmodel.config import H2LearnConfig
 from hwmodel.isa import ConvTile, FcTile, Instruction, Load, LutMode, LutProgram, Queue, Store
-from hwmodel.program import Format, Layer, Program
+from hwmodel.program import Format, Layer, Phase, Program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,18 +41,18 @@ class ProgramTiming:
 
 
 def program_timing(program: Program) -> ProgramTiming:
-    """Time of one sub-batch, from the instructions of each layer.
+    """Time of one sub-batch, from the instructions of each layer; of a training program, of its forward pass.
 
     Units: cycles of config.clock_ghz; memory at config.memory.bytes_per_cycle.
     """
     rows = []
+    streams = program.phases[Phase.RUN if program.training is None else Phase.FORWARD]
+    by_layer: dict[int, list[tuple[Queue, Instruction]]] = defaultdict(list)
+    for queue, stream in streams.items():
+        for instruction in stream:
+            by_layer[instruction.layer].append((queue, instruction))
     for number, layer in enumerate(program.layers):
-        own = [
-            (queue, instruction)
-            for queue, stream in program.streams.items()
-            for instruction in stream
-            if instruction.layer == number
-        ]
+        own = by_layer[number]
         compute = sum(instruction_cycles(i, program.config, q) for q, i in own if q in (Queue.FE, Queue.BE))
         moved = memory_bytes(program, (i for _, i in own))
         memory = math.ceil(moved / program.config.memory.bytes_per_cycle)

@@ -132,7 +132,7 @@ def over_time(readout: Reading, output: Values, gradients: F32) -> F32:
     maps = gradients.reshape(samples, channels, height, width).transpose(0, 2, 3, 1)
     match readout:
         case Reading.RATE:
-            return np.broadcast_to(maps / np.float32(steps), output.shape)
+            return np.array(np.broadcast_to(maps / np.float32(steps), output.shape), np.float32)
         case Reading.LAST:
             result = np.zeros(output.shape, np.float32)
             result[-1] = maps
@@ -140,4 +140,4 @@ def over_time(readout: Reading, output: Values, gradients: F32) -> F32:
         case Reading.MAX:
             values = output.astype(np.float32)
             reached = values == values.max(0)
-            return (reached / reached.sum(0) * maps).astype(np.float32)
+            return np.array(reached / reached.sum(0) * maps, np.float32)

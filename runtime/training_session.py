@@ -81,6 +81,28 @@ class TrainingSession:
         self.presented += len(labels)
         return self._report(tally)
 
+    def gradients(self, x: F32, labels: Labels) -> tuple[BatchTally, dict[str, F32]]:
+        """Loss and parameter gradients of the mean loss of a batch, by their names in the graph; nothing is updated.
+
+        Shapes: as `step`; each gradient as its parameter.
+        """
+        training = self.program.training
+        assert training is not None
+        check_inputs(self.program, x)
+        self._check_labels(labels)
+        tally = self._gradients(x, labels)
+        self._gather()
+        scale = np.float32(training.loss_scale * self._places(len(labels)))
+        found = {}
+        for trained in self._trained:
+            index = self.program.index_of(trained.gradient)
+            values = self._machines[0].memory.array(index)[0, 0].astype(np.float32)
+            found[trained.parameter] = self._graph_order(trained, values) / scale
+            for machine in self._machines:
+                machine.memory.array(index)[...] = 0
+                machine.memory.changed(index)
+        return tally, found
+
     def sparsity(self) -> tuple[Sparsity, ...]:
         """Zeros in the backward pass of all steps so far, by layer, as in table 3.2."""
         return self._masks.table()

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
+from compiler.differentiate import KeepCompressed, differentiate
+from compiler.h2learn.emit_sgd import Descent
 from compiler.ir import DType, Graph, Node, SurrogateKind
 from compiler.ir.ops import AvgPool2d, BatchNorm, Conv2d, Lif, Linear, MaxPool2d, Readout, Scale
-from hwmodel.errors import CompileError
+from compiler.losses import Loss
+from hwmodel.errors import CompileError, Loc
+
+MOST_MACHINES = 64
 
 
-def check_trainable(graph: Graph) -> None:
-    """Refuse ops without a gradient unit, and outputs that are no class scores.
+def check_descent(descent: Descent, loc: Loc) -> None:
+    """Refuse numbers that no update can work with.
+
+    Raises: CompileError naming the option and what it may be.
+    """
+    faults = [
+        (descent.learning_rate, "learning rate", 0.0 < descent.learning_rate < math.inf, "positive"),
+        (descent.momentum, "momentum", 0.0 <= descent.momentum < 1.0, "at least 0 and below 1"),
+        (descent.weight_decay, "weight decay", 0.0 <= descent.weight_decay < math.inf, "at least 0"),
+        (descent.loss_scale, "loss scale", 0.0 < descent.loss_scale < math.inf, "positive"),
+        (descent.batch_group, "batch group", 1 <= descent.batch_group < 1 << 16, "from 1 to 65535"),
+        (descent.machines, "machines", 1 <= descent.machines <= MOST_MACHINES, f"from 1 to {MOST_MACHINES}"),
+    ]
+    for value, what, fits, allowed in faults:
+        if not fits:
+            raise CompileError(f"{what} is {value:g}, must be {allowed}", loc)
+
+
+def check_trainable(graph: Graph, loss: Loss) -> None:
+    """Refuse ops without a gradient unit, outputs that are no class scores, and what cannot be kept compressed.
 
     Raises: CompileError with the node and a hint.
     """
@@ -25,6 +50,7 @@ def check_trainable(graph: Graph) -> None:
     output = graph.types[graph.output]
     if output.axes != "NC":
         raise CompileError(f"the output {output} is no vector of class scores", graph.input.loc)
+    KeepCompressed()(differentiate(graph, loss))
 
 
 def _check_node(graph: Graph, node: Node) -> None:

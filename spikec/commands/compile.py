@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.h2learn.compile import PASSES, Compiled, compile_inference
+from compiler.h2learn.compile_training import PASSES as TRAINING_PASSES
+from compiler.h2learn.compile_training import CompiledTraining, compile_training
+from compiler.h2learn.emit_sgd import Descent
+from compiler.ir import Graph
+from compiler.losses import Loss
+from compiler.passes import FoldBatchNorm
 from compiler.passes.driver import pass_name
-from hwmodel.config import load_config
+from hwmodel.config import H2LearnConfig, load_config
 from hwmodel.errors import CompileError, Loc
 from hwmodel.program_file import save_program
 from hwmodel.timing import ProgramTiming, program_timing
@@ -17,6 +23,15 @@ from spikec.commands.talk import Json, print_json, print_table, progress_bar
 from spikec.models import load_model
 
 SUFFIX = ".h2l"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRequest:
+    """What a training program needs beside."""
+
+    loss: Loss
+    descent: Descent
+    fold_batch_norm: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +46,7 @@ class CompileRequest:
     input_shape: str
     print_after: str
     seed: int
+    training: TrainingRequest | None = None
 
 
 def run_compile(request: CompileRequest, *, as_json: bool) -> int:
@@ -46,13 +62,15 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
             input_shape=request.input_shape,
             progress=bar.training,
         )
-    compiled = compile_inference(model.graph, config, batch=request.batch, print_after=request.print_after, show=_talk)
+    compiled = _compiled(request, model.graph, config)
     save_program(compiled.program, request.output)
     program, timing = compiled.program, program_timing(compiled.program)
+    counts = {str(phase): sum(map(len, streams.values())) for phase, streams in program.phases.items()}
     result: dict[str, Json] = {
         "program": str(request.output),
         "layers": len(program.layers),
         "instructions": program.instructions,
+        "instructions_by_phase": counts,
         "timesteps": program.timesteps,
         "batch": program.batch,
         "latency_cycles": timing.latency_cycles,
@@ -71,8 +89,26 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
     return 0
 
 
-def _show(title: str, compiled: Compiled, timing: ProgramTiming, output: str, seconds: float) -> None:
+def _compiled(request: CompileRequest, graph: Graph, config: H2LearnConfig) -> Compiled | CompiledTraining:
+    training = request.training
+    if training is None:
+        return compile_inference(graph, config, batch=request.batch, print_after=request.print_after, show=_talk)
+    return compile_training(
+        FoldBatchNorm()(graph) if training.fold_batch_norm else graph,
+        config,
+        loss=training.loss,
+        descent=training.descent,
+        batch=request.batch,
+        print_after=request.print_after,
+        show=_talk,
+    )
+
+
+def _show(
+    title: str, compiled: Compiled | CompiledTraining, timing: ProgramTiming, output: str, seconds: float
+) -> None:
     program = compiled.program
+    what = "latency of a sub-batch" if program.training is None else "forward pass of a sub-batch"
     print_table(
         title,
         [
@@ -80,7 +116,7 @@ def _show(title: str, compiled: Compiled, timing: ProgramTiming, output: str, se
             ("layers", str(len(program.layers))),
             ("instructions", f"{program.instructions:,}"),
             ("time steps, samples of a sub-batch", f"{program.timesteps}, {program.batch}"),
-            ("latency of a sub-batch", f"{timing.latency_cycles:,} cycles ({timing.latency_us:,.1f} us)"),
+            (what, f"{timing.latency_cycles:,} cycles ({timing.latency_us:,.1f} us)"),
             ("cycles per sample", f"{timing.cycles_per_sample:,.0f}"),
             ("weights, flushed to zero in FP16", f"{compiled.weights:,}, {compiled.flushed_weights:,}"),
             ("compiled in", f"{seconds:.1f} s"),
@@ -99,7 +135,7 @@ def _check_options(request: CompileRequest) -> None:
         raise CompileError(f"the folder {output.parent} does not exist", loc, hint="create it first")
     if request.batch is not None and request.batch < 1:
         raise CompileError(f"batch is {request.batch}, must be at least 1", Loc(request.model))
-    passes = [pass_name(step) for step in PASSES]
+    passes = [pass_name(step) for step in (PASSES if request.training is None else TRAINING_PASSES)]
     if request.print_after and request.print_after not in passes:
         place = Loc(f"--print-after {request.print_after}")
         raise CompileError("is no pass of this target", place, hint=f"passes: {', '.join(passes)}")

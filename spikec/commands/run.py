@@ -10,6 +10,7 @@ from hwmodel.checker import check
 from hwmodel.program_file import load_program
 from hwmodel.timing import program_timing
 from runtime.session import engines_for, firing_rates, run_program
+from spikec.commands.run_training import run_backward
 from spikec.commands.samples import held_out
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
 
@@ -19,6 +20,8 @@ def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rat
     program = load_program(path)
     check(program)
     inputs = held_out(data, samples)
+    if program.training is not None:
+        return run_backward(program, inputs, str(path), use_golden=use_golden, as_json=as_json)
     engines = engines_for(program, use_golden=use_golden)
     with progress_bar("running") as bar:
         result = run_program(program, inputs.x, engines, trace=rates, progress=bar.samples)
