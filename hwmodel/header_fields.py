@@ -59,6 +59,9 @@ def pair(value: object) -> tuple[int, int]:
 
 def number(value: object) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
         raise ValueError(f"{value!r} is no finite number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as fault:
+        raise ValueError("an integer beyond any float") from fault

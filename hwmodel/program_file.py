@@ -23,7 +23,7 @@ from hwmodel.errors import CompileError, Loc
 from hwmodel.header_fields import choice, count, flag, integer, only_fields, pair, text
 from hwmodel.isa import Instruction, Queue
 from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Phase, Program, Role, Tensor
-from hwmodel.training_header import check_training, training_from, training_header
+from hwmodel.training_header import TRAINING_PHASES, check_training, training_from, training_header
 
 FORMAT_VERSION = "2"
 _KEY = "spikec.h2l"  # the only key: safetensors writes several in random order
@@ -126,6 +126,9 @@ def _program(header: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.g
         meta={text(k): text(v) for k, v in cast(dict[str, object], header["meta"]).items()},
         training=None if training is None else training_from(cast(dict[str, object], training), phases),
     )
+    wanted = (Phase.RUN,) if training is None else TRAINING_PHASES
+    if stray := sorted(set(phases) - set(wanted)):
+        raise CompileError(f"has streams of phase {stray[0]}, which this kind of program does not have", loc)
     _check_tables(program, loc)
     return program
 

@@ -12,7 +12,7 @@ from hwmodel.header_fields import choice, count, flag, integer, number, only_fie
 from hwmodel.isa import Instruction, Queue
 from hwmodel.program import LayerMasks, Phase, Program, Role, Trained, Training
 
-PHASES = (Phase.FORWARD, Phase.OVERLAP, Phase.BACKWARD, Phase.UPDATE)
+TRAINING_PHASES = (Phase.FORWARD, Phase.OVERLAP, Phase.BACKWARD, Phase.UPDATE)
 
 
 def training_header(training: Training) -> dict[str, object]:
@@ -33,7 +33,7 @@ def training_from(
     if unknown:
         raise ValueError(f"Training has no fields {sorted(unknown)}")
     return Training(
-        phases={phase: phases.get(phase, {}) for phase in PHASES},
+        phases={phase: phases.get(phase, {}) for phase in TRAINING_PHASES},
         loss=choice(header["loss"], ("mse", "cross_entropy")),
         loss_scale=number(header["loss_scale"]),
         batch_group=count(header["batch_group"]),

@@ -62,7 +62,9 @@ class Memory:
         self._trains = program.training is not None
         self.swapped = False  # Mem 0 and Mem 1 have changed places
         places = {tensor.name: index for index, tensor in enumerate(program.tensors)}
-        self._base = [places.get(tensor.view_of, index) for index, tensor in enumerate(program.tensors)]
+        self._base = [
+            places[tensor.view_of] if tensor.view_of else index for index, tensor in enumerate(program.tensors)
+        ]
         self._arrays: dict[tuple[int, int], Values] = {}
         self._versions: dict[tuple[int, int], int] = {}
         for index, tensor in enumerate(program.tensors):

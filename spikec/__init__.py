@@ -8,31 +8,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from compiler.differentiate import KeepAll, KeepCompressed, TrainingGraph, differentiate, run_training
     from compiler.evaluate import Evaluation, evaluate
     from compiler.h2learn.compile import Compiled, compile_inference
+    from compiler.h2learn.compile_training import CompiledTraining, compile_training
+    from compiler.h2learn.emit_sgd import Descent
     from compiler.ir import CompileError, Graph, Loc
     from compiler.ir.file import load_graph, save_graph
     from compiler.ir.text import parse_graph, print_graph
+    from compiler.losses import Loss
     from frontends.from_torch import from_torch
+    from frontends.to_torch import to_torch
     from hwmodel.config import H2LearnConfig, load_config
     from hwmodel.program import Program
     from hwmodel.program_file import load_program, save_program
     from hwmodel.timing import program_timing
     from runtime.engines import fast, golden
     from runtime.session import RunResult, engines_for, run_program
+    from runtime.training_session import StepReport, TrainingSession
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CompileError": "compiler.ir",
     "Compiled": "compiler.h2learn.compile",
+    "CompiledTraining": "compiler.h2learn.compile_training",
+    "Descent": "compiler.h2learn.emit_sgd",
     "Evaluation": "compiler.evaluate",
     "Graph": "compiler.ir",
     "H2LearnConfig": "hwmodel.config",
+    "KeepAll": "compiler.differentiate",
+    "KeepCompressed": "compiler.differentiate",
     "Loc": "compiler.ir",
+    "Loss": "compiler.losses",
     "Program": "hwmodel.program",
     "RunResult": "runtime.session",
+    "StepReport": "runtime.training_session",
+    "TrainingGraph": "compiler.differentiate",
+    "TrainingSession": "runtime.training_session",
     "compile_inference": "compiler.h2learn.compile",
+    "compile_training": "compiler.h2learn.compile_training",
+    "differentiate": "compiler.differentiate",
     "engines_for": "runtime.session",
     "evaluate": "compiler.evaluate",
     "fast": "runtime.engines",
@@ -45,20 +61,32 @@ _HOMES = {
     "print_graph": "compiler.ir.text",
     "program_timing": "hwmodel.timing",
     "run_program": "runtime.session",
+    "run_training": "compiler.differentiate",
     "save_graph": "compiler.ir.file",
     "save_program": "hwmodel.program_file",
+    "to_torch": "frontends.to_torch",
 }
 
 __all__ = [
     "CompileError",
     "Compiled",
+    "CompiledTraining",
+    "Descent",
     "Evaluation",
     "Graph",
     "H2LearnConfig",
+    "KeepAll",
+    "KeepCompressed",
     "Loc",
+    "Loss",
     "Program",
     "RunResult",
+    "StepReport",
+    "TrainingGraph",
+    "TrainingSession",
     "compile_inference",
+    "compile_training",
+    "differentiate",
     "engines_for",
     "evaluate",
     "fast",
@@ -71,8 +99,10 @@ __all__ = [
     "print_graph",
     "program_timing",
     "run_program",
+    "run_training",
     "save_graph",
     "save_program",
+    "to_torch",
 ]
 
 

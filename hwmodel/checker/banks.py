@@ -53,6 +53,12 @@ def part_of(buffer: Buffer, bank: int, part: int) -> Place:
     return buffer, bank + 2 * part
 
 
+def name_of(place: Place | tuple[str, int]) -> str:
+    """A bank, or a part of one, as a report names it."""
+    part = f"part {place[1] // 2} of " if place[1] > 1 else ""
+    return f"{part}bank {place[1] % 2} of {place[0]}"
+
+
 class BankError(Exception):
     """What an instruction needs and does not find; turned into one line of the checker's report."""
 
@@ -78,14 +84,14 @@ class BankRules:
         if others and total > most:
             raise BankError(f"{content} and other parts are {total} bytes, a bank of {place[0]} holds {most}")
         if place in self.unread:
-            raise BankError(f"overwrites bank {place[1]} of {place[0]}, which nothing has read")
+            raise BankError(f"overwrites {name_of(place)}, which nothing has read")
         self.contents[place] = content
         self.unread.add(place)
 
     def need(self, place: Place) -> Content:
         """The content of a bank that must have one, now read."""
         if place not in self.contents:
-            raise BankError(f"reads bank {place[1]} of {place[0]}, which nothing was written to")
+            raise BankError(f"reads {name_of(place)}, which nothing was written to")
         self.unread.discard(place)
         return self.contents[place]
 
@@ -108,7 +114,9 @@ class BankRules:
             self.weights(weights, 1, program.inputs, program.cols)
         else:
             pieces = -(-program.taps // forward.taps_per_pe)
-            limit(program.first_piece + program.rows, program.inputs * pieces, "pieces of the inputs")
+            if program.first_piece + program.rows > program.inputs * pieces:
+                last = program.first_piece + program.rows
+                raise BankError(f"takes pieces up to {last} of {program.inputs * pieces} that the inputs have")
             self.weights(weights, program.taps, program.inputs, program.cols)
         self._lut = program
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hwmodel.assembler import disassemble
-from hwmodel.checker.banks import BankError, BankRules, Content, Place, part_of
+from hwmodel.checker.banks import BankError, BankRules, Content, Place, name_of, part_of
 from hwmodel.checker.clocks import INDEX, Accesses, Clock, zero_clock
 from hwmodel.checker.memory import MemoryState, table_faults
 from hwmodel.checker.places import training_places
@@ -44,7 +44,9 @@ from hwmodel.isa import (
 from hwmodel.program import Format, Phase, Program
 
 MOST_FAULTS = 5
-_LUT: tuple[str, int] = ("lut", 0)
+Resource = Place | tuple[str, int]
+
+_LUT: Resource = ("lut", 0)
 
 
 def check(program: Program) -> None:
@@ -107,7 +109,7 @@ class _Execution:
         self._faults: list[str] = []
         self._banks = BankRules(program)
         self._training = TrainingRules(self._banks, program.config)
-        self._accesses: dict[object, Accesses] = defaultdict(Accesses)
+        self._accesses: dict[tuple[object, int], Accesses] = defaultdict(Accesses)
         self._semaphores: dict[int, _Semaphore] = defaultdict(_Semaphore)
         self._clocks = {queue: zero_clock() for queue in streams}
         self._position = dict.fromkeys(streams, 0)
@@ -184,7 +186,7 @@ class _Execution:
                 self._banks.lut_program(instruction)
             case ConvTile() | FcTile():
                 banks = ENGINE_BUFFERS[queue]
-                weights: object = _LUT if queue is Queue.FE else (banks.weights, instruction.w_bank)
+                weights: Resource = _LUT if queue is Queue.FE else (banks.weights, instruction.w_bank)
                 source = (banks.source, instruction.src_bank)
                 self._access(queue, clock, reads=(source, weights), writes=((banks.psum, instruction.dst_bank),))
                 if isinstance(instruction, ConvTile):
@@ -264,14 +266,15 @@ class _Execution:
         queue: Queue,
         clock: Clock,
         *,
-        reads: tuple[object, ...] = (),
-        writes: tuple[object, ...] = (),
+        reads: tuple[Resource, ...] = (),
+        writes: tuple[Resource, ...] = (),
     ) -> None:
+        """Refuse an access that is not ordered; parts share their bank's space, so that it is the bank that counts."""
         for resources, write in ((reads, False), (writes, True)):
             for resource in resources:
-                accesses = self._accesses[resource]
+                accesses = self._accesses[resource[0], resource[1] % 2]
                 if race := accesses.race(clock, write=write):
-                    raise BankError(f"races on {_name(resource)} with {race}")
+                    raise BankError(f"races on {name_of(resource)} with {race}")
                 accesses.note(INDEX[queue], clock, write=write)
 
     def _check_stored(self, store: Store, content: Content, masks: tuple[Place, ...]) -> None:
@@ -300,7 +303,7 @@ class _Execution:
         return instruction.semaphore
 
     def _left_over(self) -> list[str]:
-        unread = [f"{_name(place)} is written, and never read" for place in sorted(self._banks.unread)]
+        unread = [f"{name_of(place)} is written, and never read" for place in sorted(self._banks.unread)]
         return unread + [
             f"semaphore {number} is signalled {len(semaphore.clocks)} times more than waited for"
             for number, semaphore in self._semaphores.items()
@@ -311,9 +314,3 @@ class _Execution:
 def _refuse(fault: str) -> None:
     if fault:
         raise BankError(fault)
-
-
-def _name(resource: object) -> str:
-    assert isinstance(resource, tuple)
-    part = f"part {resource[1] // 2} of " if resource[1] > 1 else ""
-    return f"{part}bank {resource[1] % 2} of {resource[0]}"

@@ -80,7 +80,9 @@ class MemoryState:
         self._trains = program.training is not None
         self._swapped = False
         places = {tensor.name: index for index, tensor in enumerate(program.tensors)}
-        self._base = [places.get(tensor.view_of, index) for index, tensor in enumerate(program.tensors)]
+        self._base = [
+            places[tensor.view_of] if tensor.view_of else index for index, tensor in enumerate(program.tensors)
+        ]
         stores: dict[int, list[Store]] = {}
         for streams in program.phases.values():
             for stream in streams.values():

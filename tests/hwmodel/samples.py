@@ -193,6 +193,7 @@ GOLDEN: list[tuple[Instruction, str]] = [
             layer=3,
             bank=1,
             neuron_bank=0,
+            t0=20,
             nt=10,
             nn=4,
             h=4,
@@ -217,7 +218,7 @@ GOLDEN: list[tuple[Instruction, str]] = [
             state_in=False,
             state_out=True,
         ),
-        "grad layer=3 bank=1 neuron_bank=0 nt=10 nn=4 h=4 w=4 out_h=8 out_w=8 cols=64 present1 reset1=hard fire1 "
+        "grad layer=3 bank=1 neuron_bank=0 t0=20 nt=10 nn=4 h=4 w=4 out_h=8 out_w=8 cols=64 present1 reset1=hard fire1 "
         "scale1 eta1=15360 present2 reset2=soft fire2 detach2 eta2=14336 pool1=max pool2=avg state_out",
     ),
     (

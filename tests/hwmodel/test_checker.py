@@ -205,13 +205,19 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
         change(FE, LutProgram, {"taps": 8}),
         "needs 8 x 8 x 4 constants, finds fp16 (1, 1, 9, 8, 4)",
     ),
-    "no taps": (change(FE, LutProgram, {"taps": 0}), "8 pieces of the inputs, the engine has 0"),
+    "no taps": (change(FE, LutProgram, {"taps": 0}), "takes pieces up to 8 of 0 that the inputs have"),
     "more inputs than the weights": (
         change(FE, LutProgram, {"inputs": 9}),
         "needs 9 x 9 x 4 constants, finds fp16 (1, 1, 9, 8, 4)",
     ),
-    "more pieces than the inputs have": (change(FE, LutProgram, {"inputs": 7}), "8 pieces of the inputs"),
-    "pieces behind the inputs": (change(FE, LutProgram, {"first_piece": 1}), "9 pieces of the inputs"),
+    "more pieces than the inputs have": (
+        change(FE, LutProgram, {"inputs": 7}),
+        "takes pieces up to 8 of 7 that the inputs have",
+    ),
+    "pieces behind the inputs": (
+        change(FE, LutProgram, {"first_piece": 1}),
+        "takes pieces up to 9 of 8 that the inputs have",
+    ),
     "more linear inputs than the weights": (
         change(FE, LutProgram, {"inputs": 46}, mode=LutMode.FC),
         "needs 1 x 46 x 4 constants, finds fp16 (1, 1, 1, 45, 4)",

@@ -17,7 +17,7 @@ from hwmodel.checker.clocks import INDEX, Accesses, Clock, zero_clock
 from hwmodel.checker.memory import MemoryState
 from hwmodel.errors import CompileError
 from hwmodel.isa import Buffer, Load, Queue, Store, Wait, layout
-from hwmodel.program import Format, Program
+from hwmodel.program import Format, Program, Streams
 from runtime.engines import golden
 from runtime.machine import Machine
 from runtime.memory import Values
@@ -38,8 +38,7 @@ class ShuffledMachine(Machine):
         super().__init__(program, golden(config.forward.rows, config.backward.rows))
         self._rng = np.random.default_rng(seed)
 
-    def _execute(self) -> None:
-        streams = self._program.streams
+    def _execute(self, streams: Streams) -> None:
         speed = {queue: self._rng.pareto(0.5) + 1e-3 for queue in streams}
         position = dict.fromkeys(streams, 0)
         semaphores: dict[int, int] = {}

@@ -229,14 +229,14 @@ def parts(tmp_path: Path) -> tuple[Json, Arrays]:
     return content(saved(linear_program(), tmp_path))
 
 
-@pytest.mark.parametrize("version", ["0", "2", 1, None])
+@pytest.mark.parametrize("version", ["0", "1", "3", 2, None])
 def test_another_version_is_refused(tmp_path: Path, parts: tuple[Json, Arrays], version: object) -> None:
     path = write(tmp_path / "other.h2l", parts[0] | {"version": version}, parts[1])
-    assert refusal(path) == f"format version {version!r}, this spikec reads 1"
+    assert refusal(path) == f"format version {version!r}, this spikec reads 2"
 
 
 @pytest.mark.parametrize(
-    "header", ["", "7", "null", "[]", "{", '{"version": "1"}', "[" * 100_000, "9" * 5000, '"\\ud800"', "NaN"]
+    "header", ["", "7", "null", "[]", "{", '{"version": "2"}', "[" * 100_000, "9" * 5000, '"\\ud800"', "NaN"]
 )
 def test_a_header_that_is_none_is_refused(tmp_path: Path, parts: tuple[Json, Arrays], header: str) -> None:
     assert refusal(write(tmp_path / "other.h2l", header, parts[1])).startswith("the program's header is inconsistent")
@@ -302,6 +302,9 @@ def save_and_load(program: Program, folder: Path) -> bool:
         (("tensors", 1, "name"), "input", "two tensors have the same name"),
         (("tensors", 2, "name"), "other", "constants ['0.weights', 'other'] do not match the table"),
         (("tensors", 2, "shape"), [1 << 32, 1 << 32, 1, 5, 6], "constant 0.weights has 30 values, not"),
+        (("tensors", 1, "view_of"), 7, "7 is no text"),
+        (("training",), {"colour": 1}, "Training has no fields ['colour']"),
+        (("training",), {"loss": "hinge"}, "'hinge' is not one of"),
         (("layers",), [], "instruction of layer 0, there are 0"),
         (("layers", 0, "kind"), "lstm", "'lstm' is not one of"),
         (("layers", 0, "engine"), "gpu", "'gpu' is not a valid Queue"),
@@ -318,17 +321,18 @@ def test_an_inconsistent_header_is_refused(
 
 def test_arrays_that_do_not_fit_the_header_are_refused(tmp_path: Path, parts: tuple[Json, Arrays]) -> None:
     header, arrays = parts
-    weights, stream = arrays["constant.0.weights"], arrays["stream.fe"]
+    weights, stream = arrays["constant.0.weights"], arrays["stream.run.fe"]
     cases: list[tuple[str, npt.NDArray[np.generic], str]] = [
         ("constant.0.weights", weights.astype(np.float32), "constant.0.weights is float32, must be FP16"),
         ("constant.0.weights", weights[:, :4], "constant 0.weights has 24 values"),
         ("constant.0.weights", np.full_like(weights, np.inf), "constant 0.weights holds a NaN or infinite value"),
         ("constant.extra", weights, "constants ['extra'] do not match the table"),
         ("extra", weights, "'extra' is neither a stream nor a constant"),
-        ("stream.gpu", stream, "'gpu' is not a valid Queue"),
-        ("stream.fe", stream[:, :31], "is not made of 32-byte words"),
-        ("stream.fe", stream.astype(np.int32), "is not made of 32-byte words"),
-        ("stream.fe", np.zeros_like(stream), "instruction 0: unknown opcode 0"),
+        ("stream.run.gpu", stream, "'gpu' is not a valid Queue"),
+        ("stream.fe", stream, "'fe' is not a valid Phase"),
+        ("stream.run.fe", stream[:, :31], "is not made of 32-byte words"),
+        ("stream.run.fe", stream.astype(np.int32), "is not made of 32-byte words"),
+        ("stream.run.fe", np.zeros_like(stream), "instruction 0: unknown opcode 0"),
     ]
     for name, array, message in cases:
         path = write(tmp_path / "other.h2l", header, arrays | {name: np.ascontiguousarray(array)})
