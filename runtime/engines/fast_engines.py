@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from runtime.engines import golden_grad as _golden_grad
-from runtime.engines import golden_gradient as _golden_gradient
-from runtime.engines import golden_update as _golden_update
+from runtime.engines import fast_grad, fast_training
 from runtime.engines.dense_kernels import accumulate_dense_kernel
+from runtime.engines.fp16_expressions import LANES
 from runtime.engines.geometry import GradWindow, Window
 from runtime.engines.grad_plan import GradPlan, GradResult, KeptStage
 from runtime.engines.lut_kernels import (
-    LANES,
     MAX_ROWS,
     accumulate_fc_kernel,
     accumulate_kernel,
@@ -26,10 +23,9 @@ from runtime.engines.protocol import U16
 from runtime.engines.sgd_rule import Sgd, SgdResult
 from runtime.engines.soma_kernels import NO_POOL, pool_geometry, stage_kernel
 from runtime.engines.soma_plan import F16, U8, Neuron, Pool, SomaPlan, SomaResult, StageProbe
+from runtime.engines.tvm_build import writeable
 
 EXPAND_FROM = 300  # pixels above which forming all 512 sums of a PE is cheaper than adding per pixel
-
-Values = TypeVar("Values", F16, U8, F16 | U8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +40,7 @@ class FastEngines:
         """See `Engines`."""
         rows, _, cols = weights.shape
         lut = np.empty((rows, 3, 8, cols), np.float16)
-        program_conv_kernel(cols)(_writeable(weights), lut)
+        program_conv_kernel(cols)(writeable(weights), lut)
         return lut
 
     def indices(self, spikes: U8, window: Window, first_piece: int, rows: int) -> U16:
@@ -56,11 +52,11 @@ class FastEngines:
         patterns = np.empty((batch, window.out_h, window.out_w, rows), np.uint16)
         if window.pieces == 1:
             channel_indices_kernel(window.kernel_h, window.kernel_w, rows)(
-                _writeable(spikes), patterns, window.stride_h, window.stride_w, first_piece
+                writeable(spikes), patterns, window.stride_h, window.stride_w, first_piece
             )
             return patterns
         piece_indices_kernel()(
-            _writeable(spikes),
+            writeable(spikes),
             patterns,
             window.kernel_h,
             window.kernel_w,
@@ -87,7 +83,7 @@ class FastEngines:
     def accumulate_fc(self, lut: F16, spikes: U8, psum: F16, init: bool) -> None:
         """See `Engines`."""
         assert lut.shape[1] == self.array_rows
-        accumulate_fc_kernel(self.array_rows)(lut, _writeable(spikes), psum, int(init))
+        accumulate_fc_kernel(self.array_rows)(lut, writeable(spikes), psum, int(init))
 
     def accumulate_dense(
         self,
@@ -107,8 +103,8 @@ class FastEngines:
         assert window.covers(x.shape[1], x.shape[2], kernel_rows)
         assert psum.shape[1:3] == (window.out_h, window.out_w)
         accumulate_dense_kernel(channels, cols)(
-            _writeable(x),
-            _writeable(weights),
+            writeable(x),
+            writeable(weights),
             psum,
             window.kernel_w,
             window.stride_h,
@@ -120,13 +116,13 @@ class FastEngines:
         """See `Engines`."""
         assert params.shape[0] == len(state) == len(plan.neurons)
         bad = np.zeros(1, np.int32)
-        values: F16 | U8 = _writeable(x)
+        values: F16 | U8 = writeable(x)
         probes: list[StageProbe] = []
         states: list[F16] = []
         for neuron, pool in ((plan.stage1, plan.pool1), (plan.stage2, plan.pool2)):
             if neuron is not None:
                 k = len(probes)
-                result, last = _stage(values, pool, neuron, _writeable(params[k]), state[k], probe, bad)
+                result, last = _stage(values, pool, neuron, writeable(params[k]), state[k], probe, bad)
                 probes.append(result)
                 states.append(last)
                 values = result.membrane if result.spikes is None else result.spikes
@@ -142,7 +138,7 @@ class FastEngines:
 
     def pool_winners(self, x: F16, pre_bias: F16 | None, pool: Pool) -> U8:
         """See `Engines`."""
-        return _golden_grad.pool_winners(x, pre_bias, pool)
+        return fast_grad.pool_winners(x, pre_bias, pool)
 
     def accumulate_gradient(
         self,
@@ -155,11 +151,11 @@ class FastEngines:
         init: bool,
     ) -> None:
         """See `Engines`."""
-        _golden_gradient.accumulate_gradient(x, x_mask, weights, out_mask, window, psum, init, self.dense_rows)
+        fast_training.accumulate_gradient(x, weights, out_mask, window, psum, init, self.dense_rows)
 
     def accumulate_fc_gradient(self, x: F16, weights: F16, psum: F16, init: bool) -> None:
         """See `Engines`."""
-        _golden_gradient.accumulate_fc_gradient(x, weights, psum, init, self.dense_rows)
+        fast_training.accumulate_fc_gradient(x, weights, psum, init, self.dense_rows)
 
     def grad(
         self,
@@ -173,32 +169,27 @@ class FastEngines:
         width: int,
     ) -> GradResult:
         """See `Engines`."""
-        return _golden_grad.grad(psum, plan, params, kept, carry, winners, height, width)
+        return fast_grad.grad(psum, plan, params, kept, carry, winners, height, width)
 
     def accumulate_outer(self, x: F16, g: F16, window: Window, psum: F16, init: bool) -> None:
         """See `Engines`."""
-        _golden_gradient.accumulate_outer(x, g, window, psum, init, self.dense_rows)
+        fast_training.accumulate_outer(x, g, window, psum, init, self.dense_rows)
 
     def update_patterns(self, spikes: U8, window: Window) -> U8:
         """See `Engines`."""
-        return _golden_update.update_patterns(spikes, window)
+        return fast_training.update_patterns(spikes, window)
 
     def accumulate_update(self, g: F16, patterns: U8, psum: F16, init: bool) -> None:
         """See `Engines`."""
-        _golden_update.accumulate_update(g, patterns, psum, init, self.update_rows)
+        fast_training.accumulate_update(g, patterns, psum, init, self.update_rows)
 
     def accumulate_update_fc(self, g: F16, spikes: U8, psum: F16, init: bool) -> None:
         """See `Engines`."""
-        _golden_update.accumulate_update_fc(g, spikes, psum, init, self.update_rows)
+        fast_training.accumulate_update_fc(g, spikes, psum, init, self.update_rows)
 
     def sgd(self, weight: F16, gradient: F16, momentum: F16 | None, rule: Sgd) -> SgdResult:
         """See `Engines`."""
-        return _golden_update.sgd(weight, gradient, momentum, rule)
-
-
-def _writeable(array: Values) -> Values:
-    """DLPack hands over no read-only array, not even as an input."""
-    return array if array.flags.writeable else array.copy()
+        return fast_training.sgd(weight, gradient, momentum, rule)
 
 
 def _stage(
@@ -223,7 +214,7 @@ def _stage(
     stage_kernel(x.dtype.name, channels, neuron, pool and pool.kind, pool is not None and pool.include_pad, probe)(
         x,
         params,
-        np.empty((1, channels), np.float16) if state is None else _writeable(state).reshape(sites, channels),
+        np.empty((1, channels), np.float16) if state is None else writeable(state).reshape(sites, channels),
         int(state is not None),
         geometry,
         reciprocals,

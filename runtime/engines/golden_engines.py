@@ -11,6 +11,7 @@ from runtime.engines import (
     golden_forward,
     golden_grad,
     golden_gradient,
+    golden_sgd,
     golden_soma,
     golden_update,
 )
@@ -133,4 +134,4 @@ class GoldenEngines:
     def sgd(self, weight: F16, gradient: F16, momentum: F16 | None, rule: Sgd) -> SgdResult:
         """See `Engines`."""
         with np.errstate(all="ignore"):
-            return golden_update.sgd(weight, gradient, momentum, rule)
+            return golden_sgd.sgd(weight, gradient, momentum, rule)

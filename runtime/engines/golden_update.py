@@ -1,4 +1,4 @@
-"""Golden Weight Update Engine: gradients in sub-LUTs, spikes as addresses, and the SGD unit beside it."""
+"""Golden Weight Update Engine: gradients in sub-LUTs, spikes as addresses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from runtime.engines.geometry import UPDATE_SUB_LUT_ENTRIES, UPDATE_SUB_LUTS, WINDOWS_PER_PATTERN, Window
 from runtime.engines.golden_forward import adder_tree
-from runtime.engines.sgd_rule import Sgd, SgdResult
 from runtime.engines.soma_plan import F16, U8
 
 GRADIENTS_PER_SUB_LUT = WINDOWS_PER_PATTERN // UPDATE_SUB_LUTS
@@ -77,23 +76,3 @@ def accumulate_update_fc(g: F16, spikes: U8, psum: F16, init: bool, update_rows:
     for n in range(0, samples, 2):
         pair = exports[:, n] + (exports[:, n + 1] if n + 1 < samples else absent)
         psum[...] = psum + step_tree(pair, update_rows)
-
-
-def sgd(weight: F16, gradient: F16, momentum: F16 | None, rule: Sgd) -> SgdResult:
-    """Weight decay, momentum, step."""
-    assert weight.ndim == 1
-    assert weight.shape == gradient.shape
-    b = gradient
-    if rule.weight_decay != 0:
-        b = gradient + (rule.decay_constant * weight.astype(np.float32)).astype(np.float16)
-    if momentum is not None:
-        b = rule.momentum_constant * momentum + b
-    exact = rule.step_constant * b.astype(np.float32)
-    new = weight - exact.astype(np.float16)
-    return SgdResult(
-        weight=new,
-        momentum=None if momentum is None else b,
-        changed=int((new != weight).sum()),
-        lost=int(((exact != 0) & (new.view(np.uint16) == weight.view(np.uint16))).sum()),
-        finite=bool(np.isfinite(gradient).all() and np.isfinite(b).all() and np.isfinite(new).all()),
-    )

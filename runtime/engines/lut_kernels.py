@@ -10,10 +10,10 @@ import functools
 from collections.abc import Callable
 
 from runtime.engines.adder_tree import pairwise
+from runtime.engines.fp16_expressions import LANES
 from runtime.engines.geometry import TAPS_PER_PE
 from runtime.engines.tvm_build import Buffer, Expr, Kernel, T, compiled, tirx, vector_lanes
 
-LANES = 16  # output columns of one native vector
 BLOCK = 16  # PE rows summed in one pass over a chunk of pixels; a tree of 64 is a tree of such trees
 CHUNK = 128  # pixels whose partial trees stay in the nearest cache
 PATTERNS = 512  # of nine taps

@@ -40,7 +40,7 @@ class Sgd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SgdResult:
-    """Outputs of one SGD call; when `finite` is False the arrays have no meaning.
+    """Outputs of one SGD call; when `finite` is False the rest has no meaning.
 
     Shapes: 1-D, as the weights.
     """

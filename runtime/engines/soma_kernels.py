@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 
+from runtime.engines.fp16_expressions import not_finite
 from runtime.engines.soma_plan import F16, Compare, Neuron, Param, Pool, PoolKind, Reset
 from runtime.engines.tvm_build import Buffer, Expr, Kernel, T, compiled, rounded, tirx, vector_lanes
 
@@ -25,12 +26,6 @@ def pool_geometry(pool: Pool) -> tuple[Int64, F16]:
         *(pool.kernel_w, pool.stride_w, pool.left, pool.limit_w),
     ]
     return np.array(axes, np.int64), pool.reciprocals()
-
-
-def _not_finite(value: Expr) -> Expr:
-    """Bit 15 of the result is set exactly if the exponent of an FP16 value is all ones."""
-    exponent = T.bitwise_and(T.reinterpret("uint16", value), T.uint16(0x7C00))
-    return T.bitwise_and(exponent + T.uint16(0x0400), T.uint16(0x8000))
 
 
 @functools.cache
@@ -140,7 +135,7 @@ def stage_kernel(
                                 for v in T.vectorized(lanes):
                                     e[v] = e[v] + PA[int(Param.PRE_BIAS), b * lanes + v]
                             for v in T.vectorized(lanes):
-                                wrong[v] = wrong[v] | _not_finite(e[v])
+                                wrong[v] = wrong[v] | not_finite(e[v])
                             if pool is PoolKind.AVG:
                                 for v in T.vectorized(lanes):
                                     a[v] = a[v] + e[v]
@@ -157,7 +152,7 @@ def stage_kernel(
                         for v in T.vectorized(lanes):
                             a[v] = a[v] + PA[int(Param.BIAS), b * lanes + v]
                     for v in T.vectorized(lanes):
-                        wrong[v] = wrong[v] | _not_finite(a[v])
+                        wrong[v] = wrong[v] | not_finite(a[v])
                     if neuron is None:
                         for v in T.vectorized(lanes):
                             SP[t, site, b * lanes + v] = T.Cast("uint8", a[v])
@@ -165,7 +160,7 @@ def stage_kernel(
                         for v in T.vectorized(lanes):
                             m[v] = rounded(PA[int(Param.DECAY), b * lanes + v] * last_v[v]) + a[v]
                         for v in T.vectorized(lanes):
-                            wrong[v] = wrong[v] | _not_finite(m[v])
+                            wrong[v] = wrong[v] | not_finite(m[v])
                         for v in T.vectorized(lanes):
                             last_v[v] = m[v]
                         if fires:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,23 @@ import tvm  # noqa: E402
 from tvm import tirx  # noqa: E402
 from tvm.script import tirx as T  # noqa: E402, N812
 
-__all__ = ["Buffer", "Expr", "Kernel", "T", "compiled", "rounded", "tirx", "tvm", "vector_lanes"]
+__all__ = [
+    "Buffer",
+    "Expr",
+    "Kernel",
+    "T",
+    "compiled",
+    "rounded",
+    "thread_count",
+    "tirx",
+    "tvm",
+    "vector_lanes",
+    "writeable",
+]
 
 Expr = tirx.Expr
 Buffer = tirx.Buffer
+Array = TypeVar("Array", bound=npt.NDArray[np.generic])
 
 
 class Kernel(Protocol):
@@ -36,6 +49,16 @@ class Kernel(Protocol):
 def vector_lanes(extent: int) -> int:
     """Widest vector of at most 16 lanes that divides the extent."""
     return min(extent & -extent, 16)
+
+
+def writeable(array: Array) -> Array:
+    """DLPack hands over no read-only array, not even as an input."""
+    return array if array.flags.writeable else array.copy()
+
+
+def thread_count() -> int:
+    """Threads over which a parallel loop is dealt out."""
+    return int(tvm.get_global_func("runtime.NumThreads")())
 
 
 def host_target() -> tvm.target.Target:
