@@ -217,9 +217,7 @@ def lif_adjoint(op: Lif, name: str, kind: TensorType, storage: Storage) -> Adjoi
     is_dense = storage is Storage.DENSE
     values = {
         ".mask": Value(f"{name}.mask", kind.of(DType.SPIKE), Format.BIT),
-        ".membrane": Value(
-            f"{name}.membrane", kind.of(DType.F32), Format.DENSE if is_dense else Format.COMPRESSED
-        ),
+        ".membrane": Value(f"{name}.membrane", kind.of(DType.F32), Format.DENSE if is_dense else Format.COMPRESSED),
     }
     return Adjoint(
         forward=LifForward(op=op, storage=storage),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from compiler.differentiate.steps import Arrays, LifForward
 from compiler.differentiate.training_graph import LABELS, LOSS, Format, TrainingGraph, TrainingNode, gradient_of
 from compiler.ir import CompileError, TensorType
-from compiler.ir.ops import Input
 
 _PARAMETER = "@"
+_NOTHING: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +21,9 @@ class TrainingRun:
     """What one training step computed."""
 
     loss: float | None  # None where no labels are given
-    scores: Tensor | None  # the network's output, where `outputs` has it
+    scores: Tensor | None  # the network's output, where the training graph's outputs have it
     gradients: Mapping[str, Tensor]  # by parameter name
-    values: Mapping[str, Tensor]  # the training graph's outputs, and what was asked for, by value name
+    values: Mapping[str, Tensor]  # the training graph's outputs and what was asked for, by value name
 
 
 def run_training(
@@ -31,33 +31,133 @@ def run_training(
     x: Tensor,
     labels: Tensor | None = None,
     *,
-    given: Mapping[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] = _NOTHING,
     want: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
     first_sample: int = 0,
 ) -> TrainingRun:
-    """Execute what the outputs and the wanted values need.
+    """Execute what the training graph's outputs and the wanted values need.
 
-    given: by value name, what to use in place of computing it; `@PARAM` stands for a parameter. A node none of
-        whose other results are needed is not executed. Given spikes of a Lif also reset its membrane potentials
+    given: by value name, what to use in place of computing it; `@PARAM` stands for a parameter. A node of whose
+        results no other is needed is not executed. Given spikes of a Lif also reset its membrane potentials,
         where these are computed.
     want: values to return besides the outputs, as "d.conv1" or "lif1.membrane".
     first_sample: index of the batch's first sample; Bernoulli draws depend on seed and sample index only.
 
     Shapes: x as the input node says, labels (N,) of class indices; values are (T, N, C, ...).
-    Raises: CompileError for an input, label or given value that does not fit, or an unknown name.
+    Raises: CompileError for an input, label or given value that does not fit, or a name that is not there.
     """
-    given = given or {}
-    _check_names(training, given, want)
     _check_input(training, x)
-    wanted = _wanted(training, given, want, labels)
+    values = {training.graph.input.name: x.to(dtype), **_given(training, x, given, dtype)}
+    if labels is not None:
+        values[LABELS] = _checked_labels(training, x, labels)
+    wanted = [name for name in training.outputs if name != LOSS or labels is not None]
+    for name in want:
+        if name not in training.values and name not in values:
+            raise _fault(training, f"%{name} is no value of the training graph", f"values are {_some(training)}")
+        wanted.append(name)
     arrays = Arrays(
         parameters=training.graph.parameters,
-        given={name[1:]: value.to(dtype) for name, value in given.items() if name.startswith(_PARAMETER)},
+        given={name[1:]: value.detach().to(dtype) for name, value in given.items() if name.startswith(_PARAMETER)},
         dtype=dtype,
         first_sample=first_sample,
     )
-    values = {name: _fitting(training, name, value, len_of_batch(training, x), dtype) for name, value in given.items() if not name.startswith(_PARAMETER)}
-    if labels is not None:
-        values[LABELS] = labels
-    ...
+    nodes = training.needed(wanted, values)
+    _check_complete(training, nodes, values)
+    with torch.no_grad():
+        _execute(nodes, values, set(wanted), arrays)
+    return TrainingRun(
+        loss=float(values[LOSS]) if LOSS in wanted else None,
+        scores=values.get(training.graph.output),
+        gradients={name: values[value] for name, value in training.gradients.items() if value in wanted},
+        values={name: values[name] for name in wanted},
+    )
+
+
+def _execute(nodes: list[TrainingNode], values: dict[str, Tensor], wanted: set[str], arrays: Arrays) -> None:
+    """Run the nodes in order; a value is dropped after its last reader."""
+    last_reader = {name: node for node in nodes for name in node.inputs}
+    for node in nodes:
+        inputs = [values[name] for name in node.inputs]
+        spikes = node.results[0].name
+        if isinstance(node.step, LifForward) and spikes in values:
+            inputs.append(values[spikes])
+        for value, result in zip(node.results, node.step.run(inputs, arrays), strict=True):
+            if value.name in last_reader or value.name in wanted:
+                values.setdefault(value.name, result)
+        for name in {*node.inputs} - wanted:
+            if last_reader[name] is node:
+                del values[name]
+
+
+def _given(training: TrainingGraph, x: Tensor, given: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The given values in the run's number format; the parameters are checked only."""
+    graph = training.graph
+    batch = x.shape[graph.types[graph.input.name].axes.index("N")]
+    values = {}
+    for name, tensor in given.items():
+        if name.startswith(_PARAMETER) and name[1:] in graph.parameters:
+            shape = graph.parameters[name[1:]].shape
+        elif name in training.values:
+            shape = extents(training.values[name].type, batch)
+        elif training.loss is None and name == gradient_of(graph.output):
+            shape = extents(graph.types[graph.output], batch)
+        else:
+            raise _fault(training, f"%{name} is given, but is no value of the training graph", _some(training))
+        if tuple(tensor.shape) != shape:
+            raise _fault(training, f"%{name} is given with shape {tuple(tensor.shape)}, must be {shape}")
+        if not name.startswith(_PARAMETER):
+            is_index = name in training.values and training.values[name].format is Format.INDEX
+            values[name] = tensor.detach().to(torch.int64 if is_index else dtype)
+    return values
+
+
+def extents(kind: TensorType, batch: int) -> tuple[int, ...]:
+    """The shape of a value for a batch."""
+    return tuple(batch if isinstance(size, str) else size for size in kind.shape)
+
+
+def _checked_labels(training: TrainingGraph, x: Tensor, labels: Tensor) -> Tensor:
+    graph = training.graph
+    if training.loss is None:
+        raise _fault(training, "labels are given, but the training graph has no loss", "differentiate(graph, loss)")
+    batch, classes = extents(graph.types[graph.output], x.shape[graph.types[graph.input.name].axes.index("N")])
+    if labels.shape != (batch,) or labels.is_floating_point():
+        raise _fault(training, f"labels are {labels.dtype} {tuple(labels.shape)}, must be {batch} class indices")
+    if batch and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise _fault(training, f"a label lies outside the classes 0 to {classes - 1}")
+    return labels.to(torch.int64)
+
+
+def _check_complete(training: TrainingGraph, nodes: list[TrainingNode], values: Mapping[str, Tensor]) -> None:
+    """Refuse a run in which a value without a maker is missing."""
+    made = {value.name for node in nodes for value in node.results}
+    missing = {name for node in nodes for name in node.inputs} - made - values.keys()
+    if missing:
+        seed = gradient_of(training.graph.output)
+        hint = f"give labels, or the output's gradient as given={{{seed!r}: ...}}"
+        raise _fault(training, f"%{min(missing)} is not given", hint)
+
+
+def _check_input(training: TrainingGraph, x: Tensor) -> None:
+    node = training.graph.input
+    want = training.graph.types[node.name]
+    fits = x.ndim == len(want.shape) and all(
+        isinstance(size, str) or size == got for size, got in zip(want.shape, x.shape, strict=True)
+    )
+    if not fits:
+        raise _fault(training, f"input has shape {tuple(x.shape)}, the network takes {want}")
+    if not torch.isfinite(x).all():
+        raise _fault(training, "input holds a NaN or infinite value")
+
+
+def _fault(training: TrainingGraph, message: str, hint: str = "") -> CompileError:
+    node = training.graph.input
+    return CompileError(f"{node.name}: {message}", node.loc, hint=hint)
+
+
+def _some(training: TrainingGraph) -> str:
+    """The first names, for an error message."""
+    names: Iterable[str] = list(training.values)
+    shown = ", ".join(list(names)[:8])
+    return f"{shown}{', ...' if len(training.values) > 8 else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -144,14 +144,14 @@ class TrainingGraph:
                 read |= {self._viewed(name): None for name in node.inputs if self._is_forward(name)}
         return tuple(value for name, value in self.values.items() if name in read)
 
-    def needed(self, wanted: Iterable[str], given: Callable[[str], bool] = lambda name: False) -> list[TrainingNode]:
-        """The nodes that make the wanted values, in order, when some values need no making."""
-        missing = {name for name in wanted if not given(name)}
+    def needed(self, wanted: Iterable[str], given: Collection[str] = ()) -> list[TrainingNode]:
+        """The nodes that make the wanted values, in order, when the given values need no making."""
+        missing = set(wanted).difference(given)
         nodes = []
         for node in reversed(self.nodes):
             if any(value.name in missing for value in node.results):
                 nodes.append(node)
-                missing |= {name for name in node.inputs if not given(name)}
+                missing.update(name for name in node.inputs if name not in given)
         return nodes[::-1]
 
     def _is_forward(self, name: str) -> bool:

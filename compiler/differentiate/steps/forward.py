@@ -13,7 +13,7 @@ from torch.nn import functional
 from compiler.codes import bernoulli_draws, latency_code
 from compiler.differentiate.steps.base import Arrays, Step, merged
 from compiler.ir import Encoding, Reading
-from compiler.ir.ops import Add, AvgPool2d, BatchNorm, Conv2d, Encode, Flatten, Input, Linear, Op, Readout, Scale
+from compiler.ir.ops import Add, AvgPool2d, BatchNorm, Conv2d, Encode, Flatten, Linear, Op, Readout, Scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +28,7 @@ class Forward(Step):
 
 @singledispatch
 def _apply(op: Op, inputs: Sequence[Tensor], arrays: Arrays) -> Tensor:
-    raise AssertionError(f"{type(op).__name__} has a forward step of its own")
-
-
-@_apply.register
-def _(op: Input, inputs: Sequence[Tensor], arrays: Arrays) -> Tensor:
-    return inputs[0]
+    raise AssertionError(f"{type(op).__name__} has a forward step of its own, or none")
 
 
 @_apply.register

@@ -29,7 +29,9 @@ class ConvBackward(Step):
         extents = [self.source.size(axis) for axis in "CHW"]
 
         def backward(dy: Tensor) -> Tensor:
-            return conv2d_input([len(dy), *extents], weight, dy, op.stride, op.padding, 1, op.groups)
+            size = [len(dy), *extents]
+            dx: Tensor = conv2d_input(size, weight, dy, op.stride, op.padding, 1, op.groups)  # type: ignore[no-untyped-call]
+            return dx
 
         return (merged(inputs[0], 4, backward),)
 
@@ -48,7 +50,7 @@ class ConvUpdate(Step):
         dy, x = (samples(value, 4) for value in inputs)
         op = self.op
         size = arrays.array(op.weight).shape
-        dweight = conv2d_weight(x, size, dy, op.stride, op.padding, 1, op.groups)
+        dweight: Tensor = conv2d_weight(x, size, dy, op.stride, op.padding, 1, op.groups)  # type: ignore[no-untyped-call]
         return (dweight,) if op.bias is None else (dweight, dy.sum((0, 2, 3)))
 
 

@@ -190,10 +190,8 @@ def _fire_over_time(op: Lif, x: Tensor, given: Tensor | None, arrays: Arrays) ->
         m = _integrate(op, decay * v, x[t], arrays)
         if op.reset is Reset.SOFT and op.reset_delay:
             m = m - threshold * fired
-        if given is not None:
-            fired = given[t] > 0
-        else:
-            fired = m >= threshold if op.compare is Compare.GE else m > threshold
+        fires = m >= threshold if op.compare is Compare.GE else m > threshold
+        fired = fires if given is None else given[t] > 0
         if op.reset is Reset.HARD:
             v = torch.where(fired, reset_value, m)
         else:
