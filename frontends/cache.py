@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from compiler.ir.values import Encoding
-from frontends.datasets import Samples, Split, hold_out, load
+from frontends.datasets import Samples, train_and_test
 from frontends.folders import VARIABLE, cache_folder
 from frontends.recipe import ProgressCallback, Recipe, TrainingResult, bernoulli, recipe_for, train
 from frontends.zoo import ZooEntry, build, entry
@@ -26,7 +26,6 @@ from hwmodel.errors import CompileError, Loc
 __all__ = ["CacheWarning", "TrainedInfo", "cache_folder", "trained"]
 
 RECIPE_VERSION = 1  # raised when training gives other weights for the same recipe
-_HELD_OUT_SHARE = 5  # of a user's file, one sample in five is held out
 
 
 class CacheWarning(UserWarning):
@@ -69,7 +68,7 @@ def trained(
     network = entry(name)
     module = build(name, seed=seed, timesteps=timesteps)
     chosen = recipe or recipe_for(name)
-    sets = _load(data)
+    sets = train_and_test(data)
     for samples in sets:
         _check_fit(network, samples, timesteps, _classes(module))
     fingerprint = _fingerprint(network, chosen, sets, module, f"{seed} {timesteps}")
@@ -93,13 +92,6 @@ def trained(
     )
     _write(path, module.state_dict(), info)
     return module, info
-
-
-def _load(data: str) -> tuple[Samples, Samples]:
-    train_set = load(data, split=Split.TRAIN)
-    if data.endswith(".npz"):
-        return hold_out(train_set, len(train_set) // _HELD_OUT_SHARE)
-    return train_set, load(data, split=Split.TEST)
 
 
 def _check_fit(network: ZooEntry, samples: Samples, timesteps: int, classes: int) -> None:

@@ -29,6 +29,7 @@ SYNTHETIC_SAMPLES = 64
 DIGITS_HELD_OUT = 360
 MNIST5K_HELD_OUT = 1000
 _SPLIT_SEED = 0
+_HELD_OUT_SHARE = 5  # of a user's file, one sample in five is held out
 _SYNTHETIC_LIMIT = 2**31  # values; more is a slip of the pen
 
 _NPZ_HINT = "np.savez(FILE, x=..., y=...)"
@@ -114,6 +115,17 @@ def load(name: str, *, split: Split) -> Samples:
         _loc(name),
         hint="known: digits, mnist5k, mnist, fashion, FILE.npz, synthetic:CxHxW, synthetic:TxCxHxW",
     )
+
+
+def train_and_test(name: str) -> tuple[Samples, Samples]:
+    """Both splits of a data set, with no sample in both: a user's file is split here.
+
+    Raises: CompileError as `load`.
+    """
+    train = load(name, split=Split.TRAIN)
+    if name.endswith(".npz"):
+        return hold_out(train, len(train) // _HELD_OUT_SHARE)
+    return train, load(name, split=Split.TEST)
 
 
 def hold_out(samples: Samples, count: int, *, seed: int = _SPLIT_SEED) -> tuple[Samples, Samples]:

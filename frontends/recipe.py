@@ -104,7 +104,7 @@ def train(
     """
     _check(train, test, epochs, batch, lr)
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]), _threads(threads):
+    with torch.random.fork_rng(devices=[]), torch_threads(threads):
         torch.default_generator.manual_seed(seed)  # for the module's own draws, as in dropout
         generator = Generator().manual_seed(seed)
         step = _Step(module, lr, epochs * _batches(len(train), batch), loss)
@@ -157,7 +157,7 @@ class _Step:
         self.done = 0
 
     def __call__(self, x: Tensor, y: Tensor) -> float:
-        value = _loss(self.loss, self.module(x), y)
+        value = loss_of(self.loss, self.module(x), y)
         self.optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
@@ -167,7 +167,8 @@ class _Step:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Torch computes with so many threads in the block; None leaves it as it is set."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -176,7 +177,8 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _loss(kind: Loss, scores: Tensor, y: Tensor) -> Tensor:
+def loss_of(kind: Loss, scores: Tensor, y: Tensor) -> Tensor:
+    """The loss, the mean over the batch. Shapes: scores (N, C), y (N,)."""
     match kind:
         case Loss.CROSS_ENTROPY:
             return nn.functional.cross_entropy(RATE_SCALE * scores, y)

@@ -98,7 +98,8 @@ class HostSgd:
             self.buffers[key] = slope
         new = old - np.float32(self.learning_rate) * slope
         self.masters[key] = new
-        before, after = old.astype(np.float16), new.astype(np.float16)
+        with np.errstate(over="ignore"):  # the machine refuses what is not finite
+            before, after = old.astype(np.float16), new.astype(np.float16)
         self.moved[key] = int((before != after).sum())
         self.lost[key] = int(((slope != 0) & (before == after)).sum())
         return after

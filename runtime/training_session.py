@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import cast
 
 import numpy as np
@@ -65,17 +66,19 @@ class TrainingSession:
             self._optimiser.masters = {t.tensor: self._canonical(t).astype(np.float32) for t in training.parameters}
 
     def step(self, x: F32, labels: Labels, *, learning_rate: float | None = None) -> StepReport:
-        """One update from one batch of any size.
+        """One update from one batch of any size; one that fails leaves everything as it was.
 
         Shapes: x (N, ...) or (T, N, ...) as the program's input says, labels (N,).
         """
         check_inputs(self.program, x)
-        self._check_labels(labels)
+        self._check_labels(x, labels)
+        before = self.state()
         try:
             tally = self._gradients(x, labels)
             self._gather()
             self._update(self._places(len(labels)) // self.program.batch, learning_rate)
         except CompileError as fault:
+            self._restore(before)
             raise CompileError(f"{fault.message}, in training step {self.steps}", fault.loc, hint=fault.hint) from fault
         self.steps += 1
         self.presented += len(labels)
@@ -89,18 +92,17 @@ class TrainingSession:
         training = self.program.training
         assert training is not None
         check_inputs(self.program, x)
-        self._check_labels(labels)
-        tally = self._gradients(x, labels)
-        self._gather()
-        scale = np.float32(training.loss_scale * self._places(len(labels)))
-        found = {}
-        for trained in self._trained:
-            index = self.program.index_of(trained.gradient)
-            values = self._machines[0].memory.array(index)[0, 0].astype(np.float32)
-            found[trained.parameter] = self._graph_order(trained, values) / scale
-            for machine in self._machines:
-                machine.memory.array(index)[...] = 0
-                machine.memory.changed(index)
+        self._check_labels(x, labels)
+        try:
+            tally = self._gradients(x, labels)
+            self._gather()
+            scale = np.float32(training.loss_scale * self._places(len(labels)))
+            found = {}
+            for trained in self._trained:
+                values = self._machines[0].memory.array(self.program.index_of(trained.gradient))[0, 0]
+                found[trained.parameter] = self._graph_order(trained, values.astype(np.float32)) / scale
+        finally:
+            self._clear_gradients()
         return tally, found
 
     def sparsity(self) -> tuple[Sparsity, ...]:
@@ -128,7 +130,8 @@ class TrainingSession:
                 rounded = values.astype(np.float16)
             if not np.isfinite(rounded).all():
                 raise CompileError(f"{trained.parameter} holds a value that FP16 does not", loc)
-            canonical = self._memory_order(trained, values)
+        for trained in self._trained:
+            canonical = self._memory_order(trained, weights[trained.parameter])
             self._write(trained, canonical.astype(np.float16))
             if self._optimiser is not None:
                 self._optimiser.masters[trained.tensor] = canonical
@@ -154,7 +157,7 @@ class TrainingSession:
         """
         try:
             self._restore(state)
-        except (KeyError, ValueError) as fault:
+        except ValueError as fault:
             raise CompileError(
                 f"the state does not fit the program: {fault}", Loc(self.program.name), hint="it is of another network"
             ) from fault
@@ -221,8 +224,7 @@ class TrainingSession:
         assert training is not None
         if self._optimiser is not None:
             self._optimiser.scale = training.loss_scale * groups * self.program.batch
-            if learning_rate is not None:
-                self._optimiser.learning_rate = learning_rate
+            self._optimiser.learning_rate = training.learning_rate if learning_rate is None else learning_rate
             self._update_by_host()
             return
         for machine in self._machines:
@@ -238,7 +240,12 @@ class TrainingSession:
             values = self._canonical(trained)
             for machine in others:
                 self._write_to(machine, trained, values)
-                index = self.program.index_of(trained.gradient)
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        for trained in self._trained:
+            index = self.program.index_of(trained.gradient)
+            for machine in self._machines:
                 machine.memory.array(index)[...] = 0
                 machine.memory.changed(index)
 
@@ -263,9 +270,15 @@ class TrainingSession:
     def _places(self, samples: int) -> int:
         return -(-samples // self.program.batch) * self.program.batch
 
-    def _check_labels(self, labels: Labels) -> None:
-        classes = self.program.tensors[self.program.output_index].shape[4]
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    def _check_labels(self, x: F32, labels: Labels) -> None:
+        samples = x.shape[1 if self.program.host.input_has_time else 0]
+        if labels.shape != (samples,) or labels.dtype.kind not in "iu":
+            raise CompileError(
+                f"labels are {labels.dtype} {labels.shape}, must be one class index for each of {samples} samples",
+                Loc(self.program.name),
+            )
+        classes = prod(self.program.tensors[self.program.output_index].shape[2:])
+        if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise CompileError(
                 f"labels from {labels.min()} to {labels.max()}, the network has {classes} classes",
                 Loc(self.program.name),
@@ -305,19 +318,35 @@ class TrainingSession:
         """(y, x, c) to the graph's (outputs, inputs, kernel), features in channel, row, column order."""
         positions = trained.positions if values.shape[0] == 1 else values.shape[0]
         maps = values.reshape(positions, -1, values.shape[2])
-        return np.ascontiguousarray(maps.transpose(2, 1, 0).reshape(trained.shape))
+        return np.array(maps.transpose(2, 1, 0).reshape(trained.shape), order="C")
 
     def _memory_order(self, trained: Trained, values: F32) -> F32:
         """The inverse of `_graph_order`."""
         slot = self._canonical(trained)
         if trained.is_bias:
-            return np.ascontiguousarray(values.reshape(slot.shape), np.float32)
+            return np.array(values.reshape(slot.shape), np.float32)
         outputs = trained.shape[0]
         positions = trained.positions if slot.shape[0] == 1 else slot.shape[0]
         maps = values.reshape(outputs, -1, positions).transpose(2, 1, 0)
-        return np.ascontiguousarray(maps.reshape(slot.shape), np.float32)
+        return np.array(maps.reshape(slot.shape), np.float32, order="C")
+
+    def _check_state(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Refuse a state with other names or arrays than this program's, before anything is written."""
+        wanted = {name: array for name, array in self.state().items() if not name.startswith("buffer.")}
+        if self._optimiser is not None and self._optimiser.momentum:
+            masters = {name: a for name, a in wanted.items() if name.startswith("master.")}
+            buffers = {f"buffer.{name.removeprefix('master.')}": array for name, array in masters.items()}
+            if buffers.keys() & state.keys():  # none before the first step
+                wanted |= buffers
+        if wanted.keys() != state.keys():
+            raise ValueError(f"{sorted(wanted.keys() ^ state.keys())} are not in both")
+        for name, array in wanted.items():
+            found = state[name]
+            if (found.shape, found.dtype) != (array.shape, array.dtype):
+                raise ValueError(f"{name} is {found.dtype} {found.shape}, not {array.dtype} {array.shape}")
 
     def _restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        self._check_state(state)
         for trained in self._trained:
             self._write(trained, cast(F16, state[f"weight.{trained.parameter}"]))
             if trained.momentum:
@@ -327,8 +356,10 @@ class TrainingSession:
                     machine.memory.changed(index)
             if self._optimiser is not None:
                 self._optimiser.masters[trained.tensor] = cast(F32, state[f"master.{trained.parameter}"].copy())
+                self._optimiser.buffers.pop(trained.tensor, None)
                 if f"buffer.{trained.parameter}" in state:
                     self._optimiser.buffers[trained.tensor] = cast(F32, state[f"buffer.{trained.parameter}"].copy())
+        self._clear_gradients()
         self.steps, self.presented = int(state["steps"]), int(state["presented"])
         self._masks.restore({name.removeprefix("masks."): a for name, a in state.items() if name.startswith("masks.")})
 

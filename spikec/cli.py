@@ -37,6 +37,21 @@ class Mode(StrEnum):
     """What to compile."""
 
     INFER = "infer"
+    TRAIN = "train"
+
+
+class LossOption(StrEnum):
+    """What training minimises."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    MSE = "mse"
+
+
+class TrainBackend(StrEnum):
+    """What computes the updates of a training run."""
+
+    TORCH = "torch"
+    H2LEARN = "h2learn"
 
 
 class Engine(StrEnum):
@@ -70,10 +85,34 @@ def compile_command(
     input_shape: Annotated[str, typer.Option(help="for module:function: 3x32x32")] = "",
     print_after: Annotated[str, typer.Option(metavar="PASS", help="print the graph after a pass")] = "",
     seed: SeedOption = 0,
+    loss: Annotated[LossOption, typer.Option(help="train: what the host computes")] = LossOption.CROSS_ENTROPY,
+    loss_scale: Annotated[float, typer.Option(help="train: factor of the loss before FP16")] = 64.0,
+    learning_rate: Annotated[float, typer.Option(help="train: of the update")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="train: of the update")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="train: of the update")] = 0.0,
+    batch_group: Annotated[int, typer.Option(help="train: sub-batches between updates")] = 4,
+    machines: Annotated[int, typer.Option(help="train: accelerators that share a batch")] = 1,
+    master_weights: Annotated[bool, typer.Option("--master-weights", help="train: f32 weights on the host")] = False,
+    fold_batch_norm: Annotated[bool, typer.Option("--fold-batch-norm", help="train: into the weights")] = False,
     json: JsonOption = False,
 ) -> None:
     """Compile a network to a program for the accelerator."""
-    from spikec.commands.compile import CompileRequest, run_compile
+    from compiler.h2learn.emit_sgd import Descent
+    from compiler.losses import Loss
+    from spikec.commands.compile import CompileRequest, TrainingRequest, run_compile
+
+    training = None
+    if mode is Mode.TRAIN:
+        descent = Descent(
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            loss_scale=loss_scale,
+            batch_group=batch_group,
+            machines=machines,
+            master_weights=master_weights,
+        )
+        training = TrainingRequest(loss=Loss(loss.value), descent=descent, fold_batch_norm=fold_batch_norm)
 
     request = CompileRequest(
         model=model,
@@ -84,8 +123,9 @@ def compile_command(
         input_shape=input_shape,
         print_after=print_after,
         seed=seed,
+        training=training,
     )
-    assert (target, mode) == (Target.H2LEARN, Mode.INFER)
+    assert target is Target.H2LEARN
     raise typer.Exit(run_compile(request, as_json=json))
 
 
@@ -104,6 +144,68 @@ def run(
     raise typer.Exit(
         run_on_machine(program, data, samples=samples, use_golden=engine is Engine.GOLDEN, rates=rates, as_json=json)
     )
+
+
+@app.command()
+def train(
+    model: ModelArgument,
+    data: Annotated[str, typer.Option(help="digits, mnist5k, mnist, fashion or FILE.npz")],
+    backend: Annotated[TrainBackend, typer.Option(help="what computes the updates")] = TrainBackend.TORCH,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="trained network, .spk")] = None,
+    epochs: Annotated[int | None, typer.Option(help="the recipe's own")] = None,
+    batch: Annotated[int | None, typer.Option(help="samples of an update; the recipe's own")] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate at its highest; the recipe's own")] = None,
+    momentum: Annotated[float | None, typer.Option(help="the recipe's own")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="the recipe's own")] = None,
+    loss: Annotated[LossOption | None, typer.Option(help="the recipe's own")] = None,
+    loss_scale: Annotated[float | None, typer.Option(help="h2learn: factor of the loss before FP16")] = None,
+    master_weights: Annotated[bool, typer.Option("--master-weights", help="h2learn: f32 weights on the host")] = False,
+    machines: Annotated[int, typer.Option(help="h2learn: accelerators that share a batch")] = 1,
+    fold_batch_norm: Annotated[
+        bool | None, typer.Option("--fold-batch-norm/--no-fold-batch-norm", help="into the weights, before training")
+    ] = None,
+    seed: SeedOption = 0,
+    timesteps: Annotated[int | None, typer.Option(help="time steps; 10, or the file's own")] = None,
+    config: ConfigOption = "h2learn",
+    sub_batch: Annotated[int | None, typer.Option(help="h2learn: samples of a sub-batch; 4 in the preset")] = None,
+    input_shape: Annotated[str, typer.Option(help="for module:function: 3x32x32")] = "",
+    checkpoint: Annotated[Path | None, typer.Option(help="file to save to, and to continue from")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(metavar="STEPS", help="default: about every 10 s")] = None,
+    golden_check: Annotated[bool, typer.Option(help="h2learn: a first step on both engines")] = True,
+    compare: Annotated[bool, typer.Option(help="h2learn: the same training in torch, f32")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Train a network; the default numbers are those of its recipe."""
+    from compiler.losses import Loss
+    from spikec.commands.train import run_train
+    from spikec.training.request import Backend, TrainRequest
+
+    request = TrainRequest(
+        model=model,
+        backend=Backend(backend.value),
+        data=data,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        loss=Loss(loss.value) if loss is not None else None,
+        loss_scale=loss_scale,
+        master_weights=master_weights,
+        machines=machines,
+        fold_batch_norm=fold_batch_norm,
+        seed=seed,
+        timesteps=timesteps,
+        config=config,
+        sub_batch=sub_batch,
+        input_shape=input_shape,
+        output=output,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        golden_check=golden_check,
+        compare=compare,
+    )
+    raise typer.Exit(run_train(request, as_json=json))
 
 
 @app.command()

@@ -74,6 +74,7 @@ class Limits:
     per_channel: bool = True  # neuron numbers may be one per channel
     input_scale: bool = True  # of neurons, and leak_bias
     free_neurons: bool = False  # what H2Learn's Soma has not: reset none, reset_delay
+    trainable: bool = False  # only what H2Learn trains: see `refuse_training`; then there is a readout over time
     blocks: tuple[int, int] = (0, 3)  # of convolutions, fewest and most
     max_size: int = 17  # rows and columns of the input
     max_channels: int = 20
@@ -238,7 +239,7 @@ class _Builder:
 
     def affine(self, is_here: bool = True) -> None:
         """Sometimes a batch norm or a scale."""
-        if not self.chance(self.limits.affine and is_here):
+        if not self.chance(self.limits.affine and is_here and not self.limits.trainable):
             return
         channels, deviation = self.value.size("C"), math.sqrt(self.power)
         if self.draw(st.integers(0, 3)) == 3:
@@ -266,15 +267,16 @@ class _Builder:
     def pool(self, *, only_max: bool = False) -> None:
         """Mostly windows side by side, sometimes overlapping, padded or with a partial last window."""
         x = self.value
-        is_plain = self.integer(0, 3) < 3
+        trainable = self.limits.trainable
+        is_plain = trainable or self.integer(0, 3) < 3
         kernel = self.pair(1, min(3, x.size("H")), min(3, x.size("W")))
         stride = kernel if is_plain else self.pair(1, 3, 3)
         padding = (0, 0) if is_plain else self.pair(0, kernel[0] // 2, kernel[1] // 2)
-        ceil_mode = self.chance(not is_plain)
+        ceil_mode = self.chance(trainable or not is_plain)
         if only_max or self.chance():
             self.add(MaxPool2d(kernel=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode))
             return
-        counts = self.chance(not is_plain)
+        counts = self.chance(trainable or not is_plain)
         self.add(
             AvgPool2d(kernel=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=counts)
         )
@@ -294,7 +296,8 @@ class _Builder:
         level = draw(st.sampled_from([0.75, 1.0, 0.5, 1.5])) * scale * math.sqrt(self.power)
         threshold = max(1, round(level * GRID)) / GRID if limits.dyadic else max(level, 0.01)
         decay = draw(st.sampled_from([0.25, 0.5, 0.75, 0.0, 1.0] if limits.dyadic else [0.25, 0.6, 0.9]))
-        resets = [Reset.HARD, Reset.SOFT, Reset.NONE] if limits.free_neurons else [Reset.HARD, Reset.SOFT]
+        has_none = limits.free_neurons or limits.trainable
+        resets = [Reset.HARD, Reset.SOFT, Reset.NONE] if has_none else [Reset.HARD, Reset.SOFT]
         self.add(
             Lif(
                 decay=self.number("decay", decay),
@@ -313,25 +316,35 @@ class _Builder:
         self.power, self.pending = 0.25, False
 
     def surrogate(self) -> Surrogate:
-        kind = self.draw(st.sampled_from(SurrogateKind))
+        kinds = [SurrogateKind.RECTANGLE] if self.limits.trainable else list(SurrogateKind)
+        kind = self.draw(st.sampled_from(kinds))
         width = self.draw(st.sampled_from([0.5, 0.25, 1.0]))
-        return Surrogate(kind=kind, width=width, scale=self.draw(st.sampled_from([1.0, 0.5])))
+        scales = [1.0, 0.5] if self.limits.dyadic or not self.limits.trainable else [1.0, 0.5, 0.7]
+        return Surrogate(kind=kind, width=width, scale=self.draw(st.sampled_from(scales)))
 
     def classifier(self) -> None:
         """Flatten, linear layers, and one of the ways to read them out."""
         if self.pending:
             self.lif()
+        trainable = self.limits.trainable
+        ends = ["spikes", "rate", "li", "mean-last"]
+        if trainable:
+            has_weights = any(isinstance(node.op, Conv2d) for node in self.nodes)
+            ends = [*ends[1:], "maps"] if has_weights else ends[1:]
+        end = self.draw(st.sampled_from(ends))
+        if end == "maps" and isinstance(self.nodes[-1].op, Lif) and self.chance(self.limits.pools):
+            self.pool()
         self.add(Flatten())
-        end = self.draw(st.sampled_from(["spikes", "rate", "li", "mean-last"]))
         if end == "mean-last" and self.value.dtype is not DType.SPIKE:
             end = "rate"  # a mean over an image is no mean over spikes
-        for _ in range(self.integer(0, 1) if end == "mean-last" else self.integer(0, 1) + (end != "li")):
+        layers = 0 if end == "maps" else self.integer(0, 1) + (end in ("spikes", "rate"))
+        for _ in range(layers):
             self.linear()
             self.affine()
             self.lif()
         match end:
-            case "rate":
-                self.add(Readout(kind=Reading.RATE))
+            case "rate" | "maps":
+                self.add(Readout(kind=self.draw(st.sampled_from(Reading)) if trainable else Reading.RATE))
             case "li":
                 self.linear()
                 decay = self.draw(st.sampled_from([0.5, 1.0, 0.75]))

@@ -29,6 +29,7 @@ from compiler.differentiate.steps import (
     RateBackward,
     RepeatBackward,
     RunningNormBackward,
+    RunningNormUpdate,
     ScaleBackward,
     Step,
     Storage,
@@ -131,12 +132,11 @@ def _(op: Linear, place: Place) -> Adjoint:
 
 @adjoint.register
 def _(op: BatchNorm, place: Place) -> Adjoint:
-    update = BatchNormUpdate(op=op, source=place.source)
     if place.statistics is BatchStatistics.RUNNING:
         return Adjoint(
             forward=Forward(op=op),
             backward=RunningNormBackward(op=op, source=place.source),
-            update=update,
+            update=RunningNormUpdate(op=op, source=place.source),
             update_reads=place.node.inputs,
             trains=(op.weight, op.bias),
         )
@@ -147,7 +147,7 @@ def _(op: BatchNorm, place: Place) -> Adjoint:
         backward=BatchNormBackward(op=op, source=place.source),
         backward_reads=(*place.node.inputs, *statistics),
         backward_reads_update=True,
-        update=update,
+        update=BatchNormUpdate(op=op, source=place.source),
         update_reads=(*place.node.inputs, *statistics),
         trains=(op.weight, op.bias),
     )

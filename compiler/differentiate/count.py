@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from compiler.differentiate.execute import extents
 from compiler.differentiate.steps import (
     ConvBackward,
     ConvUpdate,
@@ -15,17 +15,17 @@ from compiler.differentiate.steps import (
     LinearUpdate,
     MaxPoolForward,
 )
-from compiler.differentiate.training_graph import Format, Stage, TrainingGraph, TrainingNode, Value
+from compiler.differentiate.training_graph import Format, Stage, TrainingGraph, TrainingNode, Value, extents
 from compiler.ir.ops import Conv2d, Linear
 
-_ALL_INSIDE: Mapping[str, float] = {}
+_ALL_INSIDE: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What one node computes for a batch, zeros not skipped."""
 
-    node: str
+    makes: str  # the node's first value
     stage: Stage
     multiply_adds: int  # of convolutions and matrix products, cells in the padding included
     elements: int  # of all results
@@ -64,7 +64,7 @@ def _bits(training: TrainingGraph, value: Value, batch: int, number_bits: int, i
 
 def _work(training: TrainingGraph, node: TrainingNode, batch: int) -> Work:
     return Work(
-        node=node.name,
+        makes=node.results[0].name,
         stage=node.stage,
         multiply_adds=_multiply_adds(training, node, batch),
         elements=sum(math.prod(extents(value.type, batch)) for value in node.results),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from compiler.differentiate.steps import Arrays, LifForward
-from compiler.differentiate.training_graph import LABELS, LOSS, Format, TrainingGraph, TrainingNode, gradient_of
-from compiler.ir import CompileError, TensorType
+from compiler.differentiate.training_graph import (
+    LABELS,
+    LOSS,
+    Format,
+    TrainingGraph,
+    TrainingNode,
+    extents,
+    gradient_of,
+)
+from compiler.ir import CompileError
 
 _PARAMETER = "@"
-_NOTHING: Mapping[str, Tensor] = {}
+_SHOWN = 8  # names in an error message
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +64,7 @@ def run_training(
     wanted = [name for name in training.outputs if name != LOSS or labels is not None]
     for name in want:
         if name not in training.values and name not in values:
-            raise _fault(training, f"%{name} is no value of the training graph", f"values are {_some(training)}")
+            raise _fault(training, f"%{name} is no value of the training graph", _some(training))
         wanted.append(name)
     arrays = Arrays(
         parameters=training.graph.parameters,
@@ -68,7 +78,7 @@ def run_training(
         _execute(nodes, values, set(wanted), arrays)
     return TrainingRun(
         loss=float(values[LOSS]) if LOSS in wanted else None,
-        scores=values.get(training.graph.output),
+        scores=values[training.graph.output] if training.graph.output in wanted else None,
         gradients={name: values[value] for name, value in training.gradients.items() if value in wanted},
         values={name: values[name] for name in wanted},
     )
@@ -112,11 +122,6 @@ def _given(training: TrainingGraph, x: Tensor, given: Mapping[str, Tensor], dtyp
     return values
 
 
-def extents(kind: TensorType, batch: int) -> tuple[int, ...]:
-    """The shape of a value for a batch."""
-    return tuple(batch if isinstance(size, str) else size for size in kind.shape)
-
-
 def _checked_labels(training: TrainingGraph, x: Tensor, labels: Tensor) -> Tensor:
     graph = training.graph
     if training.loss is None:
@@ -158,6 +163,5 @@ def _fault(training: TrainingGraph, message: str, hint: str = "") -> CompileErro
 
 def _some(training: TrainingGraph) -> str:
     """The first names, for an error message."""
-    names: Iterable[str] = list(training.values)
-    shown = ", ".join(list(names)[:8])
-    return f"{shown}{', ...' if len(training.values) > 8 else ''}"
+    names = list(training.values)
+    return f"values are {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"

@@ -8,7 +8,6 @@ from compiler.differentiate.steps import Forward, Step
 from compiler.differentiate.training_graph import Format, TrainingGraph, TrainingNode, Value
 from compiler.ir.fields import class_word
 from compiler.ir.lexer import bare_or_quoted
-from compiler.ir.ops import Op, parameter_names
 
 
 def print_training(training: TrainingGraph) -> str:
@@ -24,11 +23,9 @@ def print_training(training: TrainingGraph) -> str:
 
 
 def _node(node: TrainingNode) -> str:
-    results = ", ".join(f"{_name(value.name)} : {value.type}" for value in node.results)
-    op: Op | None = getattr(node.step, "op", None)
+    results = ", ".join(f"{_name(value.name)} : {_kind(value)}" for value in node.results)
     arguments = [_name(name) for name in node.inputs]
-    if op is not None:
-        arguments += [f"@{bare_or_quoted(name)}" for name in dict.fromkeys(parameter_names(op))]
+    arguments += [f"@{bare_or_quoted(name)}" for name in dict.fromkeys(node.step.parameters)]
     return f"{node.stage} {results} = {_word(node.step)}({', '.join(arguments)})"
 
 
@@ -36,9 +33,13 @@ def _word(step: Step) -> str:
     return class_word(type(step.op if isinstance(step, Forward) else step))
 
 
+def _kind(value: Value) -> str:
+    return _stored(value) if value.format is Format.INDEX else str(value.type)
+
+
 def _stored(value: Value) -> str:
-    kind = str(value.type)
-    return f"{value.format}{kind[kind.index('[') :]}" if value.format is not Format.DENSE else f"dense {kind}"
+    """The type with the format for its element type."""
+    return f"{value.format}{str(value.type).removeprefix(value.type.dtype)}"
 
 
 def _name(name: str) -> str:

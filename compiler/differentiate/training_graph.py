@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from compiler.differentiate.steps import Forward, Step
 from compiler.ir import CompileError, Encoding, Graph, TensorType
@@ -14,6 +15,11 @@ from hwmodel.errors import Loc
 
 LABELS = "labels"
 LOSS = "loss"
+
+
+def extents(kind: TensorType, batch: int) -> tuple[int, ...]:
+    """The shape of a value for a batch."""
+    return tuple(batch if isinstance(size, str) else size for size in kind.shape)
 
 
 def gradient_of(name: str) -> str:
@@ -58,7 +64,7 @@ class Value:
 class TrainingNode:
     """One step of one network node: what it reads and makes, by value name."""
 
-    name: str  # of the network node; of a parameter where readers' gradients are summed
+    name: str  # of the network node; of the output for the loss
     stage: Stage
     step: Step
     inputs: tuple[str, ...]
@@ -94,12 +100,13 @@ class TrainingGraph:
     nodes: tuple[TrainingNode, ...]
     outputs: tuple[str, ...]  # what a run makes unless it is asked for more
     policy: str = "KeepAll"  # the pass that decided what is kept
-    values: dict[str, Value] = field(init=False)
-    makers: dict[str, TrainingNode] = field(init=False)
+    values: Mapping[str, Value] = field(init=False)  # by name
+    makers: Mapping[str, TrainingNode] = field(init=False)  # by name of the value
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", {value.name: value for node in self.nodes for value in node.results})
-        object.__setattr__(self, "makers", {value.name: node for node in self.nodes for value in node.results})
+        results = [(value, node) for node in self.nodes for value in node.results]
+        object.__setattr__(self, "values", MappingProxyType({value.name: value for value, _ in results}))
+        object.__setattr__(self, "makers", MappingProxyType({value.name: node for value, node in results}))
         self.verify()
 
     def __str__(self) -> str:

@@ -148,8 +148,10 @@ def _masks(plan: TrainingPlan) -> Iterator[LayerMasks]:
     for step in plan.backward:
         if step.schedule.consumer.origin is not Origin.CONV:
             continue
-        last = len(plan.layers[step.number].constants.stages) - 1
-        wanted = step.tensors.forward.kept.masks[last] if step.kept.neuron(last) is not None else -1
+        layer, last = plan.layers[step.number].layer, len(plan.layers[step.number].constants.stages) - 1
+        ends_in_pool = layer.pool2 is not None and layer.neuron2 is None  # then no output is skipped
+        is_masked = step.kept.neuron(last) is not None and not ends_in_pool
+        wanted = step.tensors.forward.kept.masks[last] if is_masked else -1
         yield LayerMasks(
             layer=plan.layers[step.number + 1].layer.name,
             kind="conv",

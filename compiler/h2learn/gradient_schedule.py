@@ -156,7 +156,8 @@ def _sizes(layer: NetworkLayer, consumer: Consumer, config: H2LearnConfig) -> It
         yield from tile_sizes(layer, config)
         return
     unit_h, unit_w = _pool_unit(layer, 0), _pool_unit(layer, 1)
-    width = -(-layer.synapse_type.size("W") // unit_w) * unit_w
+    maps = layer.output_type if layer.synapse is None else layer.synapse_type
+    width = -(-maps.size("W") // unit_w) * unit_w
     if width <= config.tile.w:
         for rows in range(config.tile.h // unit_h, 1, -1):
             yield rows * unit_h, width
@@ -165,9 +166,10 @@ def _sizes(layer: NetworkLayer, consumer: Consumer, config: H2LearnConfig) -> It
 
 
 def _pool_unit(layer: NetworkLayer, axis: int) -> int:
+    """Soma inputs that belong together; pooling from memory is cut by its outputs."""
     unit = 1
     for node in (layer.pool1, layer.pool2):
-        if node is not None:
+        if node is not None and layer.synapse is not None:
             unit *= pool_of(node).stride[axis]
     return unit
 

@@ -87,6 +87,7 @@ class TrainingPlan:
         behind: LayerPlan | None = None
         for number in range(len(self.layers) - 1, self._lowest - 1, -1):
             plan, kept = self.layers[number], self.kept[number]
+            _check_has_stages(plan)
             schedule = self._fits(
                 plan.layer,
                 schedule_gradient(
@@ -246,6 +247,18 @@ class TrainingPlan:
                 hint="use a configuration with larger buffers",
             )
         return schedule
+
+
+def _check_has_stages(plan: LayerPlan) -> None:
+    """Refuse a maximum of spikes that was cut off from its neuron: its winners are not kept."""
+    if plan.constants.stages:
+        return
+    raise CompileError(
+        f"{plan.layer.name}: a maximum of spikes is trained in one tile with its neuron, which does not hold these "
+        "windows",
+        plan.layer.nodes[0].loc,
+        hint="use smaller windows or an average, or a configuration with larger tiles and buffers",
+    )
 
 
 def _used(plan: LayerPlan) -> tuple[int, int]:

@@ -242,9 +242,9 @@ class BankRules:
         del self.contents[banks.psum, soma.psum_bank]  # sums are used once; membranes may replace them
         self.put((banks.out, soma.out_bank) if fires else (banks.psum, soma.psum_bank), out)
         if soma.keep:
-            self._keep(soma, banks, sizes)
+            self._keep(queue, soma, banks, sizes)
 
-    def _keep(self, soma: Soma, banks: EngineBuffers, sizes: list[tuple[int, int]]) -> None:
+    def _keep(self, queue: Queue, soma: Soma, banks: EngineBuffers, sizes: list[tuple[int, int]]) -> None:
         """What a Soma leaves for the backward pass."""
 
         def put(buffer: Buffer, bank: int, part: int, form: Format, size: tuple[int, int]) -> None:
@@ -262,6 +262,7 @@ class BankRules:
         if soma.keep_s1:
             put(banks.out, soma.out_bank, Part.FIRST, Format.S1, sizes[0])
         if soma.pool1 is PoolKind.MAX:
+            self.side_by_side(queue, 1, soma.pool1, soma.h, soma.w)
             put(banks.mask, soma.out_bank, Part.WINNERS, Format.S1, (soma.h, soma.w))
 
     def pooled(self, queue: Queue, slot: int, kind: PoolKind, h: int, w: int) -> tuple[int, int]:
@@ -279,6 +280,18 @@ class BankRules:
         if starts[0] >= min(h, setup.limit_h) or starts[1] >= min(w, setup.limit_w) or min(ends) <= 0:
             raise BankError(f"a pooling window of slot {slot} lies outside the tile of {h} x {w}")
         return setup.out_h, setup.out_w
+
+    def side_by_side(self, queue: Queue, slot: int, kind: PoolKind, h: int, w: int) -> None:
+        """Refuse windows that do not give each element to exactly one, for what goes backward through a pooling."""
+        if kind is PoolKind.NONE:
+            return
+        setup = self._pools[queue, slot]
+        for extent, kernel, stride, out, start, end in (
+            (h, setup.kernel_h, setup.stride_h, setup.out_h, setup.top, setup.limit_h),
+            (w, setup.kernel_w, setup.stride_w, setup.out_w, setup.left, setup.limit_w),
+        ):
+            if kernel != stride or start or end < extent or not (out - 1) * stride < extent <= out * stride:
+                raise BankError(f"{out} windows of slot {slot} do not lie side by side over {extent}")
 
 
 def _check_stages(soma: Soma) -> None:

@@ -17,6 +17,7 @@ from hwmodel.checker.training_banks import TrainingRules
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
     ENGINE_BUFFERS,
+    GRADIENT_BUFFERS,
     AddGradient,
     ConvTile,
     FcTile,
@@ -47,6 +48,7 @@ MOST_FAULTS = 5
 Resource = Place | tuple[str, int]
 
 _LUT: Resource = ("lut", 0)
+_TILES = (GradConvTile, GradFcTile, UpdateTile, UpdateFcTile, OuterTile)
 
 
 def check(program: Program) -> None:
@@ -76,7 +78,7 @@ def _executed(program: Program) -> list[str]:
         return list(memory.faults) or _Execution(program, Phase.RUN, memory).run()
     faults = list(memory.faults)
     for phase, swapped in _LAUNCHES:
-        memory.launch(swapped=swapped)
+        memory.launch(phase, swapped=swapped)
         found = faults or _Execution(program, phase, memory).run()
         if found:
             return [f"{phase}: {fault}" for fault in found]
@@ -108,7 +110,8 @@ class _Execution:
         self._memory = memory
         self._faults: list[str] = []
         self._banks = BankRules(program)
-        self._training = TrainingRules(self._banks, program.config)
+        self._training = TrainingRules(self._banks, program)
+        self._sums: dict[Place, tuple[Place, ...]] = {}  # parts of partial sums, until a unit takes them
         self._accesses: dict[tuple[object, int], Accesses] = defaultdict(Accesses)
         self._semaphores: dict[int, _Semaphore] = defaultdict(_Semaphore)
         self._clocks = {queue: zero_clock() for queue in streams}
@@ -125,7 +128,7 @@ class _Execution:
         has_forward = self._phase in (Phase.RUN, Phase.FORWARD, Phase.OVERLAP)
         if not self._faults and has_forward and (name := self._memory.unwritten_output()):
             self._faults.append(f"output {name} is not written completely")
-        return self._faults or self._left_over()
+        return self._faults or self._left_over() or self._memory.missed_parameters(self._phase)
 
     def _advance(self, queue: Queue) -> bool:
         """Run one queue until it waits or ends; whether it moved."""
@@ -174,11 +177,15 @@ class _Execution:
                 place = part_of(instruction.buffer, instruction.bank, instruction.part)
                 self._access(queue, clock, writes=(place,))
                 self._banks.load(instruction)
+                self._training.loaded(instruction)
+                self._sums.pop(place, None)
+                _refuse(self._memory.halo(instruction))
             case Store():
                 place = part_of(instruction.buffer, instruction.bank, instruction.part)
                 masks = self._packing(instruction)
                 self._access(queue, clock, reads=(place, *masks))
                 self._check_stored(instruction, self._banks.need(place), masks)
+                self._training.stored(instruction)
                 _refuse(self._memory.store(instruction, MEMORY_OF[queue], INDEX[queue], clock))
             case LutProgram():
                 weight_bank = (ENGINE_BUFFERS[queue].weights, instruction.w_bank)
@@ -187,8 +194,9 @@ class _Execution:
             case ConvTile() | FcTile():
                 banks = ENGINE_BUFFERS[queue]
                 weights: Resource = _LUT if queue is Queue.FE else (banks.weights, instruction.w_bank)
-                source = (banks.source, instruction.src_bank)
-                self._access(queue, clock, reads=(source, weights), writes=((banks.psum, instruction.dst_bank),))
+                source, psum = (banks.source, instruction.src_bank), (banks.psum, instruction.dst_bank)
+                self._access(queue, clock, reads=(source, weights), writes=(psum,))
+                self._add_up((psum,), accumulate=instruction.accumulate)
                 if isinstance(instruction, ConvTile):
                     self._banks.conv_tile(queue, instruction)
                 else:
@@ -202,7 +210,26 @@ class _Execution:
             case _:
                 reads, writes = training_places(queue, instruction)
                 self._access(queue, clock, reads=reads, writes=writes)
+                if isinstance(instruction, _TILES):
+                    self._add_up(writes, accumulate=instruction.accumulate)
+                else:
+                    self._take_sums(queue, instruction)
                 self._apply_training(queue, instruction)
+
+    def _add_up(self, places: tuple[Place, ...], *, accumulate: bool) -> None:
+        """Partial sums begin, or go on with the same parts: a bias in all grid iterations of a sum or in none."""
+        is_filled = places[0] in self._banks.contents  # else the tile reports that
+        if accumulate and is_filled and self._sums.get(places[0]) != places:
+            raise BankError(f"accumulates onto {name_of(places[0])}, which holds no such partial sums")
+        self._sums[places[0]] = places
+
+    def _take_sums(self, queue: Queue, instruction: Instruction) -> None:
+        """Sums that a unit takes are complete."""
+        match instruction:
+            case Grad():
+                self._sums.pop((ENGINE_BUFFERS[queue].psum, instruction.bank), None)
+            case AddGradient():
+                self._sums.pop((GRADIENT_BUFFERS[queue].psum, instruction.psum_bank), None)
 
     def _apply_training(self, queue: Queue, instruction: Instruction) -> None:
         match instruction:
@@ -259,6 +286,7 @@ class _Execution:
             writes += [part_of(banks.mask, soma.out_bank, part) for part in (*parts, Part.WINNERS)]
             writes.append(part_of(banks.out, soma.out_bank, Part.FIRST))
         self._access(queue, clock, reads=tuple(reads), writes=(*writes, *(states if soma.state_out else [])))
+        self._sums.pop((banks.psum, soma.psum_bank), None)
         self._banks.soma(queue, soma)
 
     def _access(
@@ -280,12 +308,20 @@ class _Execution:
     def _check_stored(self, store: Store, content: Content, masks: tuple[Place, ...]) -> None:
         tensor = self._program.tensors[store.tensor]
         region = (store.nt, store.nn, store.h, store.w, store.nc)
-        for held in (content, *(self._banks.need(mask) for mask in masks)):
+        for held in (content, *(self._beside(mask) for mask in masks)):
             if (held.nt, held.nn, held.h, held.w, held.nc) != region:
                 raise BankError(f"stores a region {region}, the bank holds {held}")
         packed = tensor.format is Format.MCOMP and content.format is Format.FP16
         if content.format is not tensor.format and not packed:
             raise BankError(f"stores {content.format} to {tensor.name}, which is {tensor.format}")
+
+    def _beside(self, mask: Place) -> Content:
+        """A mask that packs; it must be stored itself too, or nothing could unpack."""
+        waits = mask in self._banks.unread
+        content = self._banks.need(mask)
+        if waits:
+            self._banks.unread.add(mask)
+        return content
 
     def _report(self, queue: Queue, instruction: Instruction, what: str) -> None:
         place = f"{queue}[{self._position[queue]}]"

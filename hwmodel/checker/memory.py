@@ -9,14 +9,18 @@ from math import prod
 import numpy as np
 
 from hwmodel.checker.clocks import QUEUES, Clock, culprit, zero_clock
-from hwmodel.isa import Load, Store
-from hwmodel.program import Format, Program, Role, Tensor
+from hwmodel.isa import Buffer, Load, Store
+from hwmodel.program import Format, Phase, Program, Role, Tensor, Trained
 
 MOST_CELLS = 1 << 16  # of a tensor whose stores are no grid
 _CONSTANTS = {Role.WEIGHT, Role.NEURON}
 _INITIAL = {Role.INPUT, Role.WEIGHT, Role.NEURON}
 _ACCUMULATORS = {Role.WEIGHT_GRADIENT, Role.MOMENTUM}  # zero at first
 _SAMPLES = (0, 1)  # memories that change places
+_GRADIENTS = 2
+_HALO = {Buffer.S_IN, Buffer.BE_IN, Buffer.WU_IN}  # sources of convolutions
+
+Box = tuple[tuple[int, int], ...]  # begin and end along t, n, y, x, c
 
 
 class TensorState:
@@ -45,6 +49,13 @@ class TensorState:
         self.last.fill(0)
 
 
+def _is_written(state: TensorState, trained: Trained) -> bool:
+    """Whether a launch has written a whole tensor; of the neuron table that holds a bias, its row."""
+    written = state.writes.max(-1) > 0
+    is_table = trained.is_bias and state.tensor.name == trained.tensor
+    return bool((written[:, :, :1, :1] if is_table else written).all())
+
+
 def _cut(tensor: Tensor, stores: Sequence[Store]) -> list[list[int]]:
     """The edges of all stores to a tensor, along each axis."""
     boxes = [store_box(store) for store in stores]
@@ -58,7 +69,7 @@ def _cell_counts(bounds: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(len(bound) - 1 for bound in bounds)
 
 
-def store_box(store: Store | Load) -> tuple[tuple[int, int], ...]:
+def store_box(store: Store | Load) -> Box:
     """Begin and end of a region along t, n, y, x, c."""
     return (
         (store.t0, store.t0 + store.nt),
@@ -78,6 +89,8 @@ class MemoryState:
     def __init__(self, program: Program) -> None:
         self._tensors = program.tensors
         self._trains = program.training is not None
+        self._parameters = program.training.parameters if program.training is not None else ()
+        self._phase = Phase.RUN
         self._swapped = False
         places = {tensor.name: index for index, tensor in enumerate(program.tensors)}
         self._base = [
@@ -106,8 +119,9 @@ class MemoryState:
             self._shared[left].append(right)
             self._shared[right].append(left)
 
-    def launch(self, *, swapped: bool) -> None:
+    def launch(self, phase: Phase, *, swapped: bool) -> None:
         """All earlier accesses are over, and the memories stand as told."""
+        self._phase = phase
         self._swapped = swapped
         for state in self._states.values():
             state.settle()
@@ -130,12 +144,20 @@ class MemoryState:
             return ""  # nothing but halo
         return self._read(load.tensor, memory, inside, queue, clock)
 
+    def halo(self, load: Load) -> str:
+        """Only the source of a convolution may reach beyond its tensor."""
+        box, shape = store_box(load), self._tensors[load.tensor].shape
+        for axis in (2, 3):
+            low, high = box[axis]
+            if not load.flat and load.buffer not in _HALO and (low < 0 or high > shape[axis]):
+                return f"reads {'tnyxc'[axis]} {low} to {high} of {shape[axis]}, and {load.buffer} has no halo"
+        return ""
+
     def store(self, store: Store, memory: int, queue: int, clock: Clock) -> str:
         """A DMA write; it must lie inside, and ends the life of tensors that share its bytes."""
         tensor = self._tensors[store.tensor]
-        allowed = _CONSTANTS if self._trains else set()
-        if tensor.role in _INITIAL - allowed:
-            return f"writes to {tensor.name}, which is {tensor.role}"
+        if fault := self._read_only(tensor):
+            return fault
         if store.flat:
             return "writes a flat region; stores are boxes"
         box = store_box(store)
@@ -147,8 +169,15 @@ class MemoryState:
     def whole(self, tensor: int, memory: int, queue: int, clock: Clock, *, write: bool) -> str:
         """The host's access to a whole tensor."""
         box = [(0, size) for size in self._tensors[tensor].shape]
+        if write and (fault := self._read_only(self._tensors[tensor])):
+            return fault
         access = self._write if write else self._read
         return access(tensor, memory, box, queue, clock)
+
+    def _read_only(self, tensor: Tensor) -> str:
+        """Nothing writes inputs, and only an update writes constants."""
+        allowed = _CONSTANTS if self._phase is Phase.UPDATE else set()
+        return f"writes to {tensor.name}, which is {tensor.role}" if tensor.role in _INITIAL - allowed else ""
 
     def unwritten_output(self) -> str:
         """The output tensor if part of it was never written."""
@@ -157,6 +186,23 @@ class MemoryState:
             if state.tensor.role is Role.OUTPUT and in_place and not state.written.all():
                 return state.tensor.name
         return ""
+
+    def missed_parameters(self, phase: Phase) -> list[str]:
+        """Gradients that a backward pass has not added to, parameters that an update has not changed everywhere."""
+        if phase not in (Phase.OVERLAP, Phase.BACKWARD, Phase.UPDATE):
+            return []
+        places = {tensor.name: index for index, tensor in enumerate(self._tensors) if not tensor.view_of}
+        faults = []
+        for trained in self._parameters:
+            parts = [(trained.gradient, _GRADIENTS)]
+            if phase is Phase.UPDATE:
+                parts += [(trained.tensor, memory) for memory in _SAMPLES]
+                parts += [(trained.momentum, _GRADIENTS)] if trained.momentum else []
+            for name, memory in parts:
+                state = self._states.get((places.get(name, -1), memory))
+                if state is None or not _is_written(state, trained):
+                    faults.append(f"{trained.parameter}: {name} is not written completely in memory {memory}")
+        return faults
 
     def _read(self, index: int, memory: int, box: Sequence[tuple[int, int]], queue: int, clock: Clock) -> str:
         state, cells = self._cells(index, memory, box)
@@ -172,6 +218,8 @@ class MemoryState:
     def _write(self, index: int, memory: int, box: Sequence[tuple[int, int]], queue: int, clock: Clock) -> str:
         if self._tensors[index].shape != self._states[self._base[index], self._place(memory)].tensor.shape:
             return f"writes through {self._tensors[index].name}, which shows another shape"
+        if self._tensors[index].view_of:
+            return f"writes through {self._tensors[index].name}, which is there to be read"
         state, cells = self._cells(index, memory, box)
         for other_index in self._shared[self._base[index]]:
             other = self._states[other_index, self._place(memory)]
@@ -233,6 +281,8 @@ def table_faults(program: Program) -> list[str]:
             faults.append(f"tensor {tensor.name} ends beyond the memory of {capacity} bytes")
         if tensor.memory >= program.config.memory.count:
             faults.append(f"tensor {tensor.name} stands in memory {tensor.memory}, which does not exist")
+        if tensor.role in _ACCUMULATORS and tensor.memory != _GRADIENTS:
+            faults.append(f"tensor {tensor.name} accumulates in memory {tensor.memory}, must stand in {_GRADIENTS}")
         if tensor.mirrored and tensor.role not in _CONSTANTS:
             faults.append(f"tensor {tensor.name} is mirrored, but no constant")
         if tensor.role in _CONSTANTS and tensor.format is not Format.FP16:

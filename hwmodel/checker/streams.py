@@ -95,11 +95,15 @@ def _misplaced_host(program: Program, queue: Queue, instruction: HostLoss | Host
     first = instruction.output if isinstance(instruction, HostLoss) else instruction.weight
     if max(first, instruction.gradient) >= len(program.tensors):
         return f"there are {len(program.tensors)} tensors"
-    roles = (program.tensors[first].role, program.tensors[instruction.gradient].role)
+    source, gradient = program.tensors[first], program.tensors[instruction.gradient]
     if isinstance(instruction, HostLoss):
-        return "" if roles == (Role.OUTPUT, Role.LOSS_GRADIENT) else f"takes {roles[0]} to {roles[1]}"
-    is_update = roles[0] in (Role.WEIGHT, Role.NEURON) and roles[1] is Role.WEIGHT_GRADIENT
-    return "" if is_update else f"updates {roles[0]} by {roles[1]}"
+        if (source.role, gradient.role) != (Role.OUTPUT, Role.LOSS_GRADIENT):
+            return f"takes {source.role} to {gradient.role}"
+        together = (source.memory, source.shape) == (gradient.memory, gradient.shape)
+        return "" if together else f"takes {source.name} to {gradient.name} of another sub-batch or shape"
+    known = program.training.parameters if program.training is not None else ()
+    is_update = any((source.name, gradient.name) == (trained.tensor, trained.gradient) for trained in known)
+    return "" if is_update else f"updates {source.name} by {gradient.name}, which are not of one parameter"
 
 
 def _empty(instruction: Instruction) -> str:

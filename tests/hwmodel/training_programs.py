@@ -38,9 +38,7 @@ def training_config() -> H2LearnConfig:
     """Few PEs and tight buffers, so that a small network takes several tiles, row groups and chunks of time."""
     preset = load_config("h2learn")
     forward = ForwardBuffers(s_in=1.0, w=3.0, psum=4.0, s_out=0.5, mask=1.0, neuron=0.5, state=1.0)
-    backward = BackwardBuffers(
-        gm_in=4.0, w=2.0, psum=4.0, s_out=0.5, mask=1.0, m=4.0, neuron=0.5, state=1.0, grad=0.25
-    )
+    backward = BackwardBuffers(gm_in=4.0, w=2.0, psum=4.0, s_out=0.5, mask=1.0, m=4.0, neuron=0.5, state=1.0, grad=0.25)
     update = WeightUpdateBuffers(gm=2.0, s_in=0.5, gw_psum=2.0, grad=0.25, weight=0.25, momentum=0.25)
     return replace(
         preset,
@@ -71,7 +69,7 @@ def digits_program() -> Program:
         ("rate", Readout(kind=Reading.RATE)),
     )
     shapes = {
-        **{"w1": (5, 1, 3, 3), "b1": (5,), "w2": (4, 5, 3, 3), "b2": (4,)},
+        **{"w1": (4, 1, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "b2": (4,)},
         **{"w3": (6, 36), "b3": (6,), "w4": (3, 6)},
     }
     return compiled(ops, shapes, Descent(momentum=0.5, weight_decay=0.125))

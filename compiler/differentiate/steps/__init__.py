@@ -14,7 +14,13 @@ from compiler.differentiate.steps.linear import (
 )
 from compiler.differentiate.steps.loss import LossGradient, LossValue
 from compiler.differentiate.steps.neuron import LiBackward, LifBackward, LifForward, LiForward, Saved, Storage
-from compiler.differentiate.steps.norm import BatchNormBackward, BatchNormForward, BatchNormUpdate, RunningNormBackward
+from compiler.differentiate.steps.norm import (
+    BatchNormBackward,
+    BatchNormForward,
+    BatchNormUpdate,
+    RunningNormBackward,
+    RunningNormUpdate,
+)
 from compiler.differentiate.steps.pool import AvgPoolBackward, MaxPoolBackward, MaxPoolForward
 from compiler.differentiate.steps.sequence import (
     LastBackward,
@@ -52,6 +58,7 @@ __all__ = [
     "RateBackward",
     "RepeatBackward",
     "RunningNormBackward",
+    "RunningNormUpdate",
     "Saved",
     "ScaleBackward",
     "Step",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ class Arrays:
     given: Mapping[str, Tensor]  # by parameter name
     dtype: torch.dtype
     first_sample: int  # index of the batch's first sample, for Bernoulli draws
+    _converted: dict[Param, Tensor] = field(default_factory=dict)
 
     def array(self, param: Param) -> Tensor:
         """The referenced array."""
         if param.name in self.given:
             return self.given[param.name]
-        return torch.from_numpy(np.array(self.parameters[param.name])).to(self.dtype)
+        if param not in self._converted:
+            self._converted[param] = torch.from_numpy(np.array(self.parameters[param.name])).to(self.dtype)
+        return self._converted[param]
 
     def number(self, value: Number, ndim: int) -> Tensor:
         """A number shaped to broadcast along axis 1 (channels) of a value (N, C, ...) of `ndim` axes."""
@@ -40,6 +43,11 @@ class Step(ABC):
     """One computation of a training graph, a frozen dataclass under its equation."""
 
     __slots__ = ()
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters whose values the step reads."""
+        return ()
 
     @abstractmethod
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
@@ -60,8 +68,9 @@ def samples(x: Tensor, ndim: int) -> Tensor:
 
 
 def sum_to_channels(x: Tensor, source: TensorType) -> Tensor:
-    """Sum over every axis but the channels. Shapes: x (..., C, ...) -> (C,)."""
-    return x.sum([axis for axis, letter in enumerate(source.axes) if letter != "C"])
+    """Sum over every axis but the channels, rounded once from f64. Shapes: x (..., C, ...) -> (C,)."""
+    others = [axis for axis, letter in enumerate(source.axes) if letter != "C"]
+    return x.sum(others, dtype=torch.float64).to(x.dtype)
 
 
 def per_channel(values: Tensor, source: TensorType) -> Tensor:

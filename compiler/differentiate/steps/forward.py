@@ -13,7 +13,19 @@ from torch.nn import functional
 from compiler.codes import bernoulli_draws, latency_code
 from compiler.differentiate.steps.base import Arrays, Step, merged
 from compiler.ir import Encoding, Reading
-from compiler.ir.ops import Add, AvgPool2d, BatchNorm, Conv2d, Encode, Flatten, Linear, Op, Readout, Scale
+from compiler.ir.ops import (
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Encode,
+    Flatten,
+    Linear,
+    Op,
+    Readout,
+    Scale,
+    parameter_names,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +33,10 @@ class Forward(Step):
     """y = op(x), as the op's docstring defines it; of a batch norm, with its running statistics."""
 
     op: Op
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return parameter_names(self.op)
 
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         return (_apply(self.op, inputs, arrays),)

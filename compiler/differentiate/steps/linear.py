@@ -10,7 +10,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from compiler.differentiate.steps.base import Arrays, Step, merged, samples
 from compiler.ir import TensorType
-from compiler.ir.ops import Conv2d, Linear, Scale
+from compiler.ir.ops import Conv2d, Linear, Scale, parameter_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,10 @@ class ConvBackward(Step):
 
     op: Conv2d
     source: TensorType  # of x
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return (self.op.weight.name,)
 
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         weight, op = arrays.array(self.op.weight), self.op
@@ -64,6 +68,10 @@ class LinearBackward(Step):
 
     op: Linear
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return (self.op.weight.name,)
+
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         return (inputs[0] @ arrays.array(self.op.weight),)
 
@@ -89,6 +97,10 @@ class ScaleBackward(Step):
     """dx = factor * dy; the factor is not trained. Shapes: dy as x."""
 
     op: Scale
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return parameter_names(self.op)
 
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         (dy,) = inputs

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compiler.differentiate.steps.base import Arrays, Step
 from compiler.ir import Compare, Reset, SurrogateKind
-from compiler.ir.ops import Li, Lif
+from compiler.ir.ops import Li, Lif, parameter_names
 from compiler.surrogate import inside_window, surrogate_gradient
 
 
@@ -64,6 +64,10 @@ class LifForward(Step):
     op: Lif
     storage: Storage
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return parameter_names(self.op)
+
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         x, *given = inputs
         spikes, membranes = _fire_over_time(self.op, x, given[0] if given else None, arrays)
@@ -99,6 +103,10 @@ class LifBackward(Step):
     op: Lif
     storage: Storage
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return parameter_names(self.op)
+
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         dy, *read = inputs
         values = dict(zip(backward_reads(self.op, self.storage), read, strict=True))
@@ -107,26 +115,30 @@ class LifBackward(Step):
         return (dm if scale == 1.0 else arrays.number(scale, dy.ndim - 1) * dm,)
 
     def _through_time(self, dy: Tensor, values: Mapping[Saved, Tensor], arrays: Arrays) -> Tensor:
-        decay = arrays.number(self.op.decay, dy.ndim - 1)
-        slope = self._slope(values, arrays)
+        op = self.op
+        decay = arrays.number(op.decay, dy.ndim - 1)
+        slope, reset_slope = self._slope(values, arrays), self._reset_slope(dy.ndim - 1, values, arrays)
+        is_late = op.reset is Reset.SOFT and op.reset_delay
         later = torch.zeros_like(dy[0])
         dm = torch.empty_like(dy)
         for t in reversed(range(len(dy))):
             dv = decay * later
             ds = dy[t]
-            if not self.op.detach_reset and self.op.reset is not Reset.NONE:
-                ds = ds + self._through_reset(t, dv, later, values, arrays)
-            temporal = dv * (1 - values[Saved.SPIKES][t]) if self.op.reset is Reset.HARD else dv
-            later = torch.where(slope[t] != 0, ds * slope[t], 0.0) + temporal
+            if reset_slope is not None:
+                ds = ds + (later if is_late else dv) * reset_slope.expand_as(dy)[t]
+            kept = dv * (1 - values[Saved.SPIKES][t]) if op.reset is Reset.HARD else dv
+            later = torch.where(slope[t] != 0, ds * slope[t], 0.0) + kept
             dm[t] = later
         return dm
 
-    def _through_reset(
-        self, t: int, dv: Tensor, later: Tensor, values: Mapping[Saved, Tensor], arrays: Arrays
-    ) -> Tensor:
-        if self.op.reset is Reset.HARD:
-            return dv * (arrays.number(self.op.reset_value, dv.ndim) - values[Saved.MEMBRANE][t])
-        return -arrays.number(self.op.threshold, dv.ndim) * (later if self.op.reset_delay else dv)
+    def _reset_slope(self, ndim: int, values: Mapping[Saved, Tensor], arrays: Arrays) -> Tensor | None:
+        """Derivative of v by s, of a delayed reset that of the next m; None where no gradient takes this path."""
+        op = self.op
+        if op.detach_reset or op.reset is Reset.NONE:
+            return None
+        if op.reset is Reset.SOFT:
+            return -arrays.number(op.threshold, ndim)
+        return arrays.number(op.reset_value, ndim) - values[Saved.MEMBRANE]
 
     def _slope(self, values: Mapping[Saved, Tensor], arrays: Arrays) -> Tensor:
         """fire'(m) at every step."""
@@ -145,6 +157,10 @@ class LiForward(Step):
     """m of the `Li` equation. Shapes: x (T, N, C, ...) -> m of the same shape."""
 
     op: Li
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return parameter_names(self.op)
 
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         (x,) = inputs
@@ -165,6 +181,10 @@ class LiBackward(Step):
     """
 
     op: Li
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return parameter_names(self.op)
 
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         (dy,) = inputs

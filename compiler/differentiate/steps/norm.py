@@ -26,6 +26,10 @@ class BatchNormForward(Step):
     op: BatchNorm
     source: TensorType  # of x
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.op.weight.name, self.op.bias.name
+
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         (x,) = inputs
         weight, bias = arrays.array(self.op.weight), arrays.array(self.op.bias)
@@ -39,9 +43,7 @@ class BatchNormForward(Step):
 class BatchNormUpdate(Step):
     """dweight = sum over t, n, h, w of dy * x_hat;  dbias = sum of dy
 
-    With running statistics these stand for mean and var.
-
-    Shapes: dy (..., C, ...), x of the same shape [, mean (C,), var (C,)] -> dweight (C,), dbias (C,).
+    Shapes: dy (..., C, ...), x of the same shape, mean, var (C,) -> dweight (C,), dbias (C,).
     Source: equations 4.4 to 4.6.
     """
 
@@ -49,8 +51,7 @@ class BatchNormUpdate(Step):
     source: TensorType  # of x
 
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
-        dy, x, *statistics = inputs
-        mean, var = statistics or (arrays.array(self.op.mean), arrays.array(self.op.var))
+        dy, x, mean, var = inputs
         x_hat = _normalised(x, mean, var, self.op.eps, self.source)
         return sum_to_channels(dy * x_hat, self.source), sum_to_channels(dy, self.source)
 
@@ -67,6 +68,10 @@ class BatchNormBackward(Step):
 
     op: BatchNorm
     source: TensorType  # of x
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return (self.op.weight.name,)
 
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         dy, x, mean, var, dweight, dbias = inputs
@@ -87,9 +92,32 @@ class RunningNormBackward(Step):
     op: BatchNorm
     source: TensorType  # of x
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.op.weight.name, self.op.var.name
+
     def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
         gain = arrays.array(self.op.weight) * torch.rsqrt(arrays.array(self.op.var) + self.op.eps)
         return (inputs[0] * per_channel(gain, self.source),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningNormUpdate(Step):
+    """As `BatchNormUpdate`, with the running statistics.
+
+    Shapes: dy (..., C, ...), x of the same shape -> dweight (C,), dbias (C,).
+    """
+
+    op: BatchNorm
+    source: TensorType  # of x
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.op.mean.name, self.op.var.name
+
+    def run(self, inputs: Sequence[Tensor], arrays: Arrays) -> tuple[Tensor, ...]:
+        statistics = (arrays.array(self.op.mean), arrays.array(self.op.var))
+        return BatchNormUpdate(op=self.op, source=self.source).run((*inputs, *statistics), arrays)
 
 
 def _normalised(x: Tensor, mean: Tensor, var: Tensor, eps: float, source: TensorType) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,12 +36,15 @@ class AvgPoolBackward(Step):
         op, height, width = self.op, self.source.size("H"), self.source.size("W")
         rows = self._cells(0, dy.shape[2], height).to(dy.dtype)
         columns = self._cells(1, dy.shape[3], width).to(dy.dtype)
-        share = (dy / (rows[:, None] * columns)).reshape(-1, 1, *dy.shape[2:])
-        spread = functional.conv_transpose2d(share, share.new_ones(1, 1, *op.kernel), stride=op.stride)
-        top, left = op.padding
-        missing = (max(0, left + width - spread.shape[3]), max(0, top + height - spread.shape[2]))
-        padded = functional.pad(spread, (0, missing[0], 0, missing[1]))
-        return padded[:, :, top : top + height, left : left + width].reshape(*dy.shape[:2], height, width)
+        share = dy / (rows[:, None] * columns)
+        (top, left), (down, right) = op.padding, op.stride
+        reach = [(n - 1) * s + k for n, s, k in zip(dy.shape[2:], op.stride, op.kernel, strict=True)]
+        padded = dy.new_zeros(*dy.shape[:2], max(reach[0], top + height), max(reach[1], left + width))
+        for i, j in product(range(op.kernel[0]), range(op.kernel[1])):
+            rows_at = slice(i, reach[0] - op.kernel[0] + i + 1, down)
+            columns_at = slice(j, reach[1] - op.kernel[1] + j + 1, right)
+            padded[:, :, rows_at, columns_at] += share
+        return padded[:, :, top : top + height, left : left + width]
 
     def _cells(self, axis: int, windows: int, size: int) -> Tensor:
         """How many cells of each window count along one axis."""

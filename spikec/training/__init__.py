@@ -1,0 +1,1 @@
+"""Training on any backend: one loop, one kind of checkpoint."""

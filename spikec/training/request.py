@@ -1,0 +1,157 @@
+"""What a training run is asked for, checked before anything is loaded, and what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+import spikec
+from compiler.ir import Graph
+from compiler.ir.ops import BatchNorm
+from compiler.losses import Loss
+from compiler.passes import FoldBatchNorm
+from frontends.datasets import Samples
+from frontends.descent import DescentRecipe, default_recipe, descent_recipe
+from hwmodel.errors import CompileError, Loc
+from spikec.training.checkpoint import Identity
+from spikec.training.h2learn import Accelerators
+
+SUFFIX = ".spk"
+
+
+class Backend(StrEnum):
+    """What computes the updates."""
+
+    TORCH = "torch"
+    H2LEARN = "h2learn"
+
+
+class BatchNorms(StrEnum):
+    """What becomes of a network's batch norms."""
+
+    NONE = "none"  # it has none
+    FOLDED = "folded"  # into the weights, before training
+    KEPT = "kept"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """The command's arguments; None leaves a choice to the network's recipe."""
+
+    model: str
+    backend: Backend
+    data: str
+    epochs: int | None
+    batch: int | None
+    learning_rate: float | None
+    momentum: float | None
+    weight_decay: float | None
+    loss: Loss | None
+    loss_scale: float | None
+    master_weights: bool
+    machines: int
+    fold_batch_norm: bool | None
+    seed: int
+    timesteps: int | None
+    config: str
+    sub_batch: int | None
+    input_shape: str
+    output: Path | None
+    checkpoint: Path | None
+    checkpoint_every: int | None
+    golden_check: bool
+    compare: bool
+
+    def verify(self) -> None:
+        """Refuse what can be told before the model is loaded, which may train it.
+
+        Raises: CompileError naming the option or the file.
+        """
+        for name in ("machines", "sub_batch", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CompileError(f"is {value}, must be at least 1", Loc(f"--{name.replace('_', '-')}"))
+        if self.output is not None:
+            if self.output.suffix != SUFFIX:
+                raise CompileError(f"a network's file must end in {SUFFIX}", Loc(str(self.output)))
+            _check_place(self.output)
+        if self.checkpoint is not None:
+            if self.checkpoint.suffix == SUFFIX:
+                raise CompileError(f"a checkpoint is no {SUFFIX} file", Loc(str(self.checkpoint)))
+            _check_place(self.checkpoint)
+        elif self.checkpoint_every is not None:
+            raise CompileError("needs a file to write to", Loc("--checkpoint-every"), hint="give --checkpoint FILE")
+
+    def recipe(self) -> DescentRecipe:
+        """The network's own recipe with what the command says instead.
+
+        Raises: CompileError for numbers out of range, or an unknown zoo network.
+        """
+        name, _, _ = self.model.removeprefix("zoo:").partition("@")
+        own = descent_recipe(name) if self.model.startswith("zoo:") else default_recipe()
+        fields = ("epochs", "batch", "learning_rate", "momentum", "weight_decay", "loss", "loss_scale")
+        given = {field: getattr(self, field) for field in (*fields, "fold_batch_norm")}
+        recipe = replace(own, **{field: value for field, value in given.items() if value is not None})
+        recipe.verify()
+        return recipe
+
+
+def without_batch_norms(graph: Graph, recipe: DescentRecipe) -> tuple[Graph, BatchNorms]:
+    """The network that the recipe trains."""
+    if not any(isinstance(node.op, BatchNorm) for node in graph.nodes):
+        return graph, BatchNorms.NONE
+    if recipe.fold_batch_norm:
+        return FoldBatchNorm()(graph), BatchNorms.FOLDED
+    return graph, BatchNorms.KEPT
+
+
+def identity(
+    request: TrainRequest,
+    recipe: DescentRecipe,
+    graph: Graph,
+    sets: tuple[Samples, Samples],
+    accelerators: Accelerators,
+) -> Identity:
+    """All that decides the bits of a run, under the names that a user knows."""
+    ours: Identity = {
+        "spikec": spikec.__version__,
+        "backend": str(request.backend),
+        "network": graph.digest(),
+        "training samples": sets[0].digest(),
+        "test samples": sets[1].digest(),
+        "seed": request.seed,
+        **_plain(asdict(recipe)),
+    }
+    if request.backend is Backend.TORCH:
+        return {**ours, "threads": recipe.threads or torch.get_num_threads()}
+    return {
+        **ours,
+        "config": hashlib.sha256(repr(accelerators.config).encode()).hexdigest(),
+        "sub_batch": accelerators.sub_batch or accelerators.config.sub_batch,
+        "machines": accelerators.machines,
+        "master_weights": accelerators.master_weights,
+    }
+
+
+def _plain(fields: Mapping[str, object]) -> Identity:
+    return {name: value if isinstance(value, int | float | None) else str(value) for name, value in fields.items()}
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a file that could not be written when training is done."""
+    loc = Loc(str(path))
+    if path.is_dir():
+        raise CompileError("is a folder, not a file", loc, hint="name a file inside it")
+    if not path.parent.is_dir():
+        raise CompileError(f"the folder {path.parent} does not exist", loc, hint="create it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as fault:
+        raise CompileError(f"the folder {path.parent} cannot be written: {fault.strerror}", loc) from fault
