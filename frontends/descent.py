@@ -51,7 +51,7 @@ class DescentRecipe:
     loss: Loss = Loss.MSE
     loss_scale: float = 1024.0
     schedule: Schedule = Schedule.COSINE
-    warmup_epochs: float = 0.0  # over which the rate rises linearly, on top of the schedule
+    warmup: float = 0.0  # share of the run over which the rate rises linearly, on top of the schedule
     fold_batch_norm: bool = False  # train the network that remains when batch norms are folded into its weights
     threads: int | None = None  # of torch; None: as it is set. The bits of the weights depend on it
 
@@ -71,22 +71,26 @@ class DescentRecipe:
         if not 0.0 <= self.weight_decay < math.inf:
             raise _fault("weight-decay", f"is {self.weight_decay:g}, must be at least 0 and finite")
 
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, counted from 0 over all epochs."""
-        rise = min(1.0, (step + 1) / (self.warmup_epochs * steps_per_epoch + 1))
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0, of a run of so many."""
+        rise = min(1.0, (step + 1) / (self.warmup * steps + 1))
         match self.schedule:
             case Schedule.CONSTANT:
                 return self.learning_rate * rise
             case Schedule.COSINE:
-                return self.learning_rate * rise * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch))) / 2
+                return self.learning_rate * rise * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 # Without batch norm, a high rate or a high momentum at the beginning leaves last neurons that never fire again. One
 # thread is as fast as two for networks this small, and makes the weights independent of the number of cores.
-_DIGITS = DescentRecipe(epochs=3, batch=8, learning_rate=1.0, momentum=0.3, warmup_epochs=1.0, threads=1)
+_DIGITS = DescentRecipe(epochs=3, batch=8, learning_rate=1.0, momentum=0.3, warmup=1 / 3, threads=1)
 _DEFAULT = DescentRecipe(epochs=5, batch=32, learning_rate=0.05)
 _RECIPES: Mapping[str, DescentRecipe] = MappingProxyType(
-    {"digits-conv": _DIGITS, "digits-fc": replace(_DIGITS, epochs=6, learning_rate=0.8, momentum=0.5)}
+    {
+        "digits-conv": _DIGITS,
+        "digits-fc": replace(_DIGITS, epochs=6, learning_rate=0.8, momentum=0.5),
+        "mnist": DescentRecipe(epochs=2, batch=8, learning_rate=0.5, momentum=0.3, warmup=0.1),
+    }
 )
 
 

@@ -67,7 +67,10 @@ class GraphModule(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.graph = graph
+        for node in graph.nodes:
+            if _forward.dispatch(type(node.op)) is _forward.dispatch(Op):
+                raise CompileError(f"{node.name}: no rule to make a torch module of {type(node.op).__name__}", node.loc)
+        self._nodes, self._output = graph.nodes, graph.output
         self.weights, self.constants, self.neurons = nn.Module(), nn.Module(), nn.Module()
         self._names: dict[str, str] = {}  # of parameters, here
         self._neuron_names: dict[str, str] = {}  # of nodes, here
@@ -87,14 +90,14 @@ class GraphModule(nn.Module):
     def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
         """first_sample: index of the batch's first sample, on which and on the seed Bernoulli draws depend."""
         values: dict[str, Tensor] = {}
-        last_use = {name: node.name for node in self.graph.nodes for name in node.inputs}
-        for node in self.graph.nodes:
+        last_use = {name: node.name for node in self._nodes for name in node.inputs}
+        for node in self._nodes:
             inputs = [values[name] for name in node.inputs]
             values[node.name] = _forward(node.op, inputs or [x], node, self, first_sample)
             for name in set(node.inputs):
-                if last_use[name] == node.name and name != self.graph.output:
+                if last_use[name] == node.name and name != self._output:
                     del values[name]
-        return values[self.graph.output]
+        return values[self._output]
 
     def arrays(self) -> Mapping[str, Tensor]:
         """Parameters and buffers, by the graph's names."""
@@ -154,7 +157,7 @@ def _neuron(op: Lif | Li, array: Callable[[Param], Tensor]) -> nn.Module:
 
 @singledispatch
 def _forward(op: Op, inputs: list[Tensor], node: Node, module: GraphModule, first_sample: int) -> Tensor:
-    raise CompileError(f"{node.name}: no rule to make a torch module of {type(op).__name__}", node.loc)
+    raise AssertionError(f"{type(op).__name__} was refused")
 
 
 @_forward.register
@@ -231,8 +234,7 @@ def _(op: Scale, inputs: list[Tensor], node: Node, module: GraphModule, first_sa
     (x,) = inputs
     if not isinstance(op.factor, Param):
         return x * op.factor
-    axes = module.graph.types[node.name].axes
-    return x * module.array(op.factor).reshape(-1, *(1,) * (len(axes) - axes.index("C") - 1))
+    return x * module.array(op.factor).reshape(-1, *(1, 1) * (x.ndim >= 4))
 
 
 @_forward.register

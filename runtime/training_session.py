@@ -106,7 +106,7 @@ class TrainingSession:
         return tally, found
 
     def sparsity(self) -> tuple[Sparsity, ...]:
-        """Zeros in the backward pass of all steps so far, by layer, as in table 3.2."""
+        """Zeros in the backward pass of all batches so far, updated or not, by layer, as in table 3.2."""
         return self._masks.table()
 
     def weights(self) -> dict[str, F32]:

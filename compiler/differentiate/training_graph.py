@@ -145,10 +145,8 @@ class TrainingGraph:
 
         A flatten and a direct encoding are views: what they are of is kept in their place.
         """
-        read: dict[str, None] = {}
-        for node in self.needed(self.outputs):
-            if node.stage is not Stage.FP:
-                read |= {self._viewed(name): None for name in node.inputs if self._is_forward(name)}
+        readers = [node for node in self.needed(self.outputs) if node.stage is not Stage.FP]
+        read = {self._viewed(name) for node in readers for name in node.inputs if self._is_forward(name)}
         return tuple(value for name, value in self.values.items() if name in read)
 
     def needed(self, wanted: Iterable[str], given: Collection[str] = ()) -> list[TrainingNode]:

@@ -145,11 +145,15 @@ class MemoryState:
         return self._read(load.tensor, memory, inside, queue, clock)
 
     def halo(self, load: Load) -> str:
-        """Only the source of a convolution may reach beyond its tensor."""
+        """Only the source of a convolution may reach beyond its tensor, and gradients beyond the end of theirs.
+
+        The rows that a pooling drops have a gradient of zero.
+        """
         box, shape = store_box(load), self._tensors[load.tensor].shape
         for axis in (2, 3):
             low, high = box[axis]
-            if not load.flat and load.buffer not in _HALO and (low < 0 or high > shape[axis]):
+            is_beyond = low < 0 or (high > shape[axis] and load.buffer is not Buffer.BE_PSUM)
+            if is_beyond and not load.flat and load.buffer not in _HALO:
                 return f"reads {'tnyxc'[axis]} {low} to {high} of {shape[axis]}, and {load.buffer} has no halo"
         return ""
 

@@ -51,6 +51,7 @@ class TrainReport:
     loss_function: str
     learning_rate: float
     schedule: str
+    warmup: float  # share of the steps
     momentum: float
     weight_decay: float
     batch_norm: str
@@ -170,6 +171,7 @@ def _report(run: _Run, trainer: TorchTrainer | H2LearnTrainer, history: History,
         loss_function=str(recipe.loss),
         learning_rate=recipe.learning_rate,
         schedule=str(recipe.schedule),
+        warmup=recipe.warmup,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         batch_norm=batch_norm,

@@ -57,6 +57,10 @@ class TrainingLoop:
     def _batches(self) -> int:
         return -(-len(self.samples) // self.recipe.batch)
 
+    @property
+    def _steps(self) -> int:
+        return self._batches * self.recipe.epochs
+
     def _start(self) -> History:
         found = self.checkpoint.load(self.trainer) if self.checkpoint is not None else None
         return found if found is not None else History(random=fresh_order(self.seed))
@@ -76,7 +80,7 @@ class TrainingLoop:
         self._stop_if_interrupted()
 
     def _step(self, history: History, index: npt.NDArray[np.int64]) -> BatchResult:
-        rate = self.recipe.rate(history.step, self._batches)
+        rate = self.recipe.rate(history.step, self._steps)
         try:
             result = self.trainer.step(time_first(self.samples, index), self.samples.y[index], rate)
         except CompileError as fault:
@@ -112,7 +116,7 @@ class TrainingLoop:
                     epoch=history.epoch + 1,
                     epochs=self.recipe.epochs,
                     done=history.step,
-                    total=self._batches * self.recipe.epochs,
+                    total=self._steps,
                     loss=result.loss,
                 )
             )

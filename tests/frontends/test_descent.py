@@ -13,23 +13,23 @@ RECIPE = DescentRecipe(epochs=2, batch=4, learning_rate=0.8)
 
 
 def test_cosine_goes_from_the_full_rate_to_zero() -> None:
-    rates = [RECIPE.rate(step, 4) for step in range(8)]
+    rates = [RECIPE.rate(step, 8) for step in range(8)]
     assert rates[0] == 0.8
     assert rates[4] == pytest.approx(0.4, rel=1e-15)  # half way: (1 + cos(pi / 2)) / 2
     assert rates == sorted(rates, reverse=True)
-    assert RECIPE.rate(8, 4) == 0.0
+    assert RECIPE.rate(8, 8) == 0.0
 
 
 def test_constant_rate() -> None:
     recipe = replace(RECIPE, schedule=Schedule.CONSTANT)
-    assert {recipe.rate(step, 4) for step in range(8)} == {0.8}
+    assert {recipe.rate(step, 8) for step in range(8)} == {0.8}
 
 
 def test_warmup_rises_by_equal_parts_and_reaches_the_schedule() -> None:
-    recipe = replace(RECIPE, schedule=Schedule.CONSTANT, warmup_epochs=0.75)  # 3 steps of 4
-    assert [recipe.rate(step, 4) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8], rel=1e-15)
-    cosine = replace(RECIPE, warmup_epochs=0.75)
-    assert cosine.rate(3, 4) == RECIPE.rate(3, 4)
+    recipe = replace(RECIPE, schedule=Schedule.CONSTANT, warmup=0.375)  # 3 steps of 8
+    assert [recipe.rate(step, 8) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8], rel=1e-15)
+    cosine = replace(RECIPE, warmup=0.375)
+    assert cosine.rate(3, 8) == RECIPE.rate(3, 8)
 
 
 @pytest.mark.parametrize("name", zoo.names())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -60,6 +60,7 @@ class Region:
 
 
 Access = tuple[Bank | Region, bool]  # what, and whether it is written
+BankOf = Callable[..., Access]
 
 
 def racing(program: Program, streams: Streams) -> list[tuple[Work, Work]]:
@@ -156,6 +157,19 @@ def accesses(program: Program, queue: Queue, instruction: Instruction) -> Iterat
             if program.tensors[store.tensor].format is Format.MCOMP:
                 yield bank("be_mask" if store.buffer is Buffer.BE_PSUM else "mask", store.bank)
             yield _region(program, store, _MEMORY[queue]), True
+        case HostLoss() as loss:
+            yield from ((_whole(program, loss.output), False), (_whole(program, loss.gradient), True))
+        case HostUpdate() as update:
+            yield _whole(program, update.gradient), True
+            yield from ((_whole(program, update.weight, memory), True) for memory in (0, 1))
+        case LutProgram() | ConvTile() | FcTile() | Soma():
+            yield from _forward(queue, instruction, bank)
+        case _:
+            yield from _training(queue, instruction, bank)
+
+
+def _forward(queue: Queue, instruction: Instruction, bank: BankOf) -> Iterator[Access]:
+    match instruction:
         case LutProgram():
             yield from (bank("w", instruction.w_bank), (_LUT, True))
         case ConvTile() | FcTile() as tile:
@@ -167,6 +181,10 @@ def accesses(program: Program, queue: Queue, instruction: Instruction) -> Iterat
             if soma.keep:
                 yield bank("mask", soma.out_bank, write=True)
             yield from _states(soma, bank)
+
+
+def _training(queue: Queue, instruction: Instruction, bank: BankOf) -> Iterator[Access]:
+    match instruction:
         case GradConvTile() | GradFcTile() as tile:
             yield from (bank("s_in", tile.src_bank), bank("w", tile.w_bank), bank("psum", tile.dst_bank, write=True))
             if isinstance(tile, GradConvTile) and tile.out_sparsity:
@@ -179,31 +197,22 @@ def accesses(program: Program, queue: Queue, instruction: Instruction) -> Iterat
             yield from (bank("wu_in", tile.src_bank), bank("wu_gm", tile.gm_bank))
             yield bank("wu_psum", tile.dst_bank, write=True)
         case OuterTile() as tile:
-            yield from (
-                bank("s_in", tile.src_bank),
-                bank("be_m", tile.gm_bank),
-                bank("psum", tile.dst_bank, write=True),
-            )
+            yield from (bank("s_in", tile.src_bank), bank("be_m", tile.gm_bank))
+            yield bank("psum", tile.dst_bank, write=True)
         case AddGradient() as add:
             engine = "be" if queue is Queue.BE else "wu"
-            yield bank(f"{engine}_psum", add.psum_bank)
-            yield bank(f"{engine}_grad", add.stream_bank, write=True)
+            yield from (bank(f"{engine}_psum", add.psum_bank), bank(f"{engine}_grad", add.stream_bank, write=True))
         case SgdStep() as step:
             yield bank("wu_grad", step.gradient_bank, write=True)
             yield bank("wu_weight", step.weight_bank, write=True)
             if step.has_momentum:
                 yield bank("wu_momentum", step.momentum_bank, write=True)
-        case HostLoss() as loss:
-            yield from ((_whole(program, loss.output), False), (_whole(program, loss.gradient), True))
-        case HostUpdate() as update:
-            yield _whole(program, update.gradient), True
-            yield from ((_whole(program, update.weight, memory), True) for memory in (0, 1))
 
 
-def _states(soma: Soma | Grad, bank: object) -> Iterator[Access]:
+def _states(soma: Soma | Grad, bank: BankOf) -> Iterator[Access]:
     for stage in range(soma.present1 + soma.present2):
         if soma.state_in or soma.state_out:
-            yield bank("state", stage, write=soma.state_out)  # type: ignore[operator]  # of `accesses`
+            yield bank("state", stage, write=soma.state_out)
 
 
 def _region(program: Program, move: Load | Store, memory: int) -> Region:

@@ -38,7 +38,7 @@ from tests.strategies import RandomNetwork, networks
 Given, Found = TypeVar("Given"), TypeVar("Found")
 SLOW_DATA = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 CONFIGS = {"preset": CONFIG, "split": SPLIT, "tiniest": TINIEST}
-CODES = (Encoding.DIRECT, Encoding.BERNOULLI)
+CODES = tuple(Encoding)
 TRAINABLE = {"trainable": True, "dyadic": False, "encodings": CODES, "late_encode": True, "max_size": 10}
 
 

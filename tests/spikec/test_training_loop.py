@@ -90,7 +90,7 @@ def test_every_epoch_shows_each_sample_once_in_an_order_of_its_own() -> None:
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert (history.epoch, history.batches, history.step) == (3, 0, 9)
-    assert trainer.rates == [RECIPE.rate(step, 3) for step in range(9)]
+    assert trainer.rates == [RECIPE.rate(step, 9) for step in range(9)]
 
 
 def test_the_order_depends_on_the_seed_only() -> None:
