@@ -89,7 +89,7 @@ _RECIPES: Mapping[str, DescentRecipe] = MappingProxyType(
     {
         "digits-conv": _DIGITS,
         "digits-fc": replace(_DIGITS, epochs=6, learning_rate=0.8, momentum=0.5),
-        "mnist": DescentRecipe(epochs=2, batch=8, learning_rate=0.5, momentum=0.3, warmup=0.1),
+        "mnist": DescentRecipe(epochs=2, batch=16, learning_rate=0.05, warmup=0.1),
     }
 )
 

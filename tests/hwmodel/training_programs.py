@@ -49,8 +49,7 @@ def training_config() -> H2LearnConfig:
     )
 
 
-@functools.cache
-def digits_program() -> Program:
+def digits_graph() -> Graph:
     """Like digits-conv: direct encoding, conv-LIF, conv-LIF-avgpool-LIF, linear-LIF, linear-LIF; SGD with momentum."""
     ops: Ops = (
         ("x", Input(shape=("N", 1, 6, 6), dtype=DType.F32, axes="NCHW")),
@@ -72,12 +71,11 @@ def digits_program() -> Program:
         **{"w1": (4, 1, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "b2": (4,)},
         **{"w3": (6, 36), "b3": (6,), "w4": (3, 6)},
     }
-    return compiled(ops, shapes, Descent(momentum=0.5, weight_decay=0.125))
+    return chain(ops, shapes)
 
 
-@functools.cache
-def pooled_program() -> Program:
-    """Spikes in; max pooling before and behind neurons, groups, stride 2, a pool from memory, an integrator."""
+def pooled_graph() -> Graph:
+    """Spikes in; max pooling before and behind neurons, groups, stride 2, an integrator."""
     ops: Ops = (
         ("x", Input(shape=(4, "N", 2, 9, 9), dtype=DType.SPIKE, axes="TNCHW")),
         ("conv1", Conv2d(weight=Param("w1"), bias=Param("b1"), padding=(1, 1))),
@@ -94,11 +92,10 @@ def pooled_program() -> Program:
         ("last", Readout(kind=Reading.LAST)),
     )
     shapes = {"w1": (4, 2, 3, 3), "b1": (4,), "w2": (6, 2, 5, 5), "w3": (3, 6, 1, 2), "w4": (3, 6)}
-    return compiled(ops, shapes, Descent())
+    return chain(ops, shapes)
 
 
-@functools.cache
-def split_program() -> Program:
+def split_graph() -> Graph:
     """Time in chunks both ways, with the membranes and their gradients through memory; weights on the host."""
     ops: Ops = (
         ("x", Input(shape=("N", 2, 6, 6), dtype=DType.F32, axes="NCHW")),
@@ -114,22 +111,7 @@ def split_program() -> Program:
         ("rate", Readout(kind=Reading.RATE)),
     )
     shapes = {"w1": (4, 2, 3, 3), "b1": (4,), "w2": (3, 4, 3, 3), "w3": (2, 3), "b3": (2,)}
-    return compiled(ops, shapes, Descent(master_weights=True, momentum=0.5))
-
-
-def compiled(
-    ops: Ops,
-    shapes: Mapping[str, tuple[int, ...]],
-    descent: Descent,
-    *,
-    batch: int = BATCH,
-    config: H2LearnConfig | None = None,
-) -> Program:
-    """The training program of a chain of ops with random weights."""
-    graph = chain(ops, shapes)
-    return compile_training(
-        graph, config or training_config(), loss=Loss.MSE, descent=descent, batch=batch, show=lambda _: None
-    ).program
+    return chain(ops, shapes)
 
 
 def chain(ops: Ops, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
@@ -143,6 +125,38 @@ def chain(ops: Ops, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
         Node(name, op, (names[i - 1],) if i else (), Loc("net.py", i + 1)) for i, (name, op) in enumerate(ops)
     )
     return Graph("small", nodes, names[-1], arrays)
+
+
+GRAPHS = {"digits": digits_graph, "pooled": pooled_graph, "split": split_graph}
+DESCENTS = {
+    "digits": Descent(momentum=0.5, weight_decay=0.125),
+    "pooled": Descent(),
+    "split": Descent(master_weights=True, momentum=0.5),
+}
+
+
+def _compiled(name: str) -> Program:
+    return compile_training(
+        GRAPHS[name](), training_config(), loss=Loss.MSE, descent=DESCENTS[name], batch=BATCH, show=lambda _: None
+    ).program
+
+
+@functools.cache
+def digits_program() -> Program:
+    """SGD with momentum and weight decay on the accelerator."""
+    return _compiled("digits")
+
+
+@functools.cache
+def pooled_program() -> Program:
+    """Plain SGD on the accelerator."""
+    return _compiled("pooled")
+
+
+@functools.cache
+def split_program() -> Program:
+    """The update by the host."""
+    return _compiled("split")
 
 
 PROGRAMS: tuple[Callable[[], Program], ...] = (digits_program, pooled_program, split_program)

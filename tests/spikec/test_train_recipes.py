@@ -11,7 +11,7 @@ DIGITS = ("--data", "digits", "--seed")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", "01234")
-@pytest.mark.parametrize(("name", "floor"), [("digits-conv", 0.94), ("digits-fc", 0.95)])
+@pytest.mark.parametrize(("name", "floor"), [("digits-conv", 0.94), ("digits-fc", 0.94)])
 def test_in_torch(name: str, floor: float, seed: str) -> None:
     assert result("train", f"zoo:{name}", *DIGITS, seed)["accuracy_test"] >= floor
 

@@ -125,7 +125,7 @@ class LifBackward(Step):
             dv = decay * later
             ds = dy[t]
             if reset_slope is not None:
-                ds = ds + dv * reset_slope.expand_as(dy)[t]
+                ds = ds + (later if is_late else dv) * reset_slope.expand_as(dy)[t]
             kept = dv * (1 - values[Saved.SPIKES][t]) if op.reset is Reset.HARD else dv
             later = torch.where(slope[t] != 0, ds * slope[t], 0.0) + kept
             dm[t] = later

@@ -132,6 +132,16 @@ def test_given_values_are_used_in_place_of_their_node() -> None:
     assert not run.scores.any()
 
 
+def test_a_given_result_counts_where_its_node_is_still_executed() -> None:
+    """m = 1, 0.5 + 1: both lie inside the window (0.75, 1.75), by the given mask none does."""
+    graph = chain(Lif(decay=0.5, threshold=1.25), shape=(2, "N", 1), axes="TNC")
+    training = KeepCompressed()(differentiate(graph, None))
+    ones, zeros = torch.ones(2, 1, 1), torch.zeros(2, 1, 1)
+    run = run_training(training, ones, given={"d.n2": ones, "n2.mask": zeros}, want=["d.x", "n2.membrane"])
+    assert not run.values["d.x"].any()
+    assert run.values["n2.membrane"].flatten().tolist() == [1.0, 1.5]
+
+
 def test_given_spikes_reset_the_membrane_potentials() -> None:
     """x = 2, 2, decay 0.5: m = 2, 2 with its own spikes, m = 2, 3 without them."""
     graph = chain(Lif(decay=0.5, threshold=1.0), shape=(2, "N", 1), axes="TNC")

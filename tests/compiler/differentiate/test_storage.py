@@ -69,6 +69,20 @@ def test_both_policies_give_the_same_bits(network: RandomNetwork, statistics: Ba
         assert torch.equal(got.values[name].view(torch.int32), want.values[name].view(torch.int32)), name
 
 
+def test_the_sign_of_a_zero_does_not_depend_on_the_policy() -> None:
+    """m = 3, 1 with the window (0.5, 1.5): dm[1] = -1, dv[0] = -0.5, and dv[0] * (1 - s[0]) = -0.
+
+    ds[0] is -1 - 0.5 * (0 - 3) > 0 where m[0] is kept and -1 where it is not; its term is +0 either way.
+    """
+    graph = chain(Lif(decay=0.5, threshold=1.0), shape=(2, "N", 1), axes="TNC")
+    dense = differentiate(graph, None)
+    x, dy = torch.tensor([3.0, 1.0]).reshape(2, 1, 1), torch.full((2, 1, 1), -1.0)
+    for training in (dense, KeepCompressed()(dense)):
+        dx = run_training(training, x, given={"d.n2": dy}, want=["d.x"]).values["d.x"].flatten()
+        assert dx.tolist() == [0.0, -1.0]
+        assert not dx[0].signbit()
+
+
 @pytest.mark.parametrize("kind", VANISHING)
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("delay", [False, True])
