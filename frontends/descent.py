@@ -84,7 +84,7 @@ class DescentRecipe:
 # Without batch norm, a high rate or a high momentum at the beginning leaves last neurons that never fire again. One
 # thread is as fast as two for networks this small, and makes the weights independent of the number of cores.
 _DIGITS = DescentRecipe(epochs=3, batch=8, learning_rate=1.0, momentum=0.3, warmup=1 / 3, threads=1)
-_DEFAULT = DescentRecipe(epochs=5, batch=32, learning_rate=0.05)
+_DEFAULT = DescentRecipe(epochs=5, batch=32, learning_rate=0.05, warmup=0.1)
 _RECIPES: Mapping[str, DescentRecipe] = MappingProxyType(
     {
         "digits-conv": _DIGITS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -33,11 +33,10 @@ from hwmodel.isa import (
     UpdateTile,
 )
 from hwmodel.program import Program
-from runtime.engines import F16, U8, Engines, GradNeuron, GradPlan, GradResult, GradWindow, KeptStage, Sgd, Window
+from runtime.engines import F16, U8, Engines, GradNeuron, GradPlan, GradWindow, KeptStage, Sgd, Window
+from runtime.grad_call import GradCall, over_time
 from runtime.memory import Bank, Memory, RegionCache, Values
 from runtime.soma_unit import pool_from
-
-Array = TypeVar("Array", F16, U8)
 
 _BE = ENGINE_BUFFERS[Queue.BE]
 _WUE = GRADIENT_BUFFERS[Queue.WUE]
@@ -267,16 +266,16 @@ class TrainingUnit:
             scale=float(np.float32(group * self._program.batch) / inverse),
         )
 
-    def _grad_call(self, queue: Queue, grad: Grad) -> _GradCall:
+    def _grad_call(self, queue: Queue, grad: Grad) -> GradCall:
         stages = grad.present1 + grad.present2
         carry: tuple[F16 | None, ...] = (None,) * stages
         if grad.state_in:
             carry = tuple(self._f16((_BE.state, stage)) for stage in range(stages))
         winners = None
         if grad.pool1 is PoolKind.MAX:
-            winners = _maps(self._u8(part_of(_BE.mask, grad.bank, Part.WINNERS)), grad)
-        return _GradCall(
-            psum=_maps(self._f16((_BE.psum, grad.bank)), grad),
+            winners = over_time(self._u8(part_of(_BE.mask, grad.bank, Part.WINNERS)), grad)
+        return GradCall(
+            psum=over_time(self._f16((_BE.psum, grad.bank)), grad),
             plan=self._grad_plan(queue, grad),
             params=self._f16((_BE.neuron, grad.neuron_bank)).reshape(stages, NEURON_FIELDS, grad.cols),
             kept=self._kept(grad),
@@ -321,9 +320,11 @@ class TrainingUnit:
             over_spikes = stage == 0 and grad.pool2 is PoolKind.MAX
             stages.append(
                 KeptStage(
-                    spikes=_maps(self._u8(part_of(_BE.out, grad.bank, part)), grad) if hard or over_spikes else None,
-                    mask=_maps(self._u8(part_of(_BE.mask, grad.bank, part)), grad) if fire else None,
-                    membrane=_maps(self._f16(part_of(Buffer.BE_M, grad.bank, part)), grad)
+                    spikes=over_time(self._u8(part_of(_BE.out, grad.bank, part)), grad)
+                    if hard or over_spikes
+                    else None,
+                    mask=over_time(self._u8(part_of(_BE.mask, grad.bank, part)), grad) if fire else None,
+                    membrane=over_time(self._f16(part_of(Buffer.BE_M, grad.bank, part)), grad)
                     if hard and not detach
                     else None,
                 )
@@ -361,39 +362,6 @@ class TrainingUnit:
             Loc(self._program.name),
             hint="lower the loss scale or the learning rate",
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _GradCall:
-    """The arguments of the Grad unit for a tile."""
-
-    psum: F16
-    plan: GradPlan
-    params: F16
-    kept: tuple[KeptStage, ...]
-    carry: tuple[F16 | None, ...]
-    winners: U8 | None
-    height: int
-    width: int
-
-    def run(self, engines: Engines, first: int) -> GradResult:
-        """Backwards from the last step to step `first` of the chunk."""
-        kept = tuple(
-            KeptStage(
-                spikes=None if k.spikes is None else k.spikes[first:],
-                mask=None if k.mask is None else k.mask[first:],
-                membrane=None if k.membrane is None else k.membrane[first:],
-            )
-            for k in self.kept
-        )
-        winners = None if self.winners is None else self.winners[first:]
-        psum = self.psum[first:]
-        return engines.grad(psum, self.plan, self.params, kept, self.carry, winners, self.height, self.width)
-
-
-def _maps(values: Array, grad: Grad) -> Array:
-    """Time and sample apart. Shapes: (nt * nn or (nt, nn), h, w, c) -> (nt, nn, h, w, c)."""
-    return values.reshape(grad.nt, grad.nn, *values.shape[-3:])
 
 
 def _f32(bits: int) -> np.float32:
