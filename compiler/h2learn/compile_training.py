@@ -13,7 +13,7 @@ from compiler.h2learn.emit_update import UpdateEmitter
 from compiler.h2learn.gradient_schedule import Origin
 from compiler.h2learn.layers import Network, split_layers
 from compiler.h2learn.pipeline import GridIteration, pipelined
-from compiler.h2learn.refuse_training import check_descent, check_trainable
+from compiler.h2learn.refuse_training import check_descent, check_trainable, check_unshared
 from compiler.h2learn.synchronise import Action, synchronise
 from compiler.h2learn.training_plan import TrainingPlan
 from compiler.ir import Graph
@@ -21,6 +21,7 @@ from compiler.losses import Loss
 from compiler.passes import HoistEncode, MeanLast, PassReport, SinkFlatten, run_passes
 from hwmodel.checker import check
 from hwmodel.config import H2LearnConfig
+from hwmodel.errors import Loc
 from hwmodel.isa import HostLoss, Queue
 from hwmodel.program import LayerMasks, Phase, Program, Streams, Training
 
@@ -56,10 +57,11 @@ def compile_training(
     samples = config.sub_batch if batch is None else batch
     options = descent or Descent()
     check_counts(graph, samples)
-    check_descent(options, graph.input.loc)
+    check_descent(options, Loc(graph.name))
     lowered, reports = run_passes(graph, PASSES, print_after=print_after, show=show)
     check_trainable(lowered, loss)
     network = split_layers(lowered)
+    check_unshared(lowered)
     layers = tuple(
         plan
         for layer in network.layers
@@ -118,7 +120,7 @@ def _phases(plan: TrainingPlan, config: H2LearnConfig, descent: Descent) -> dict
         Phase.FORWARD: synchronise(forward, loc),
         Phase.OVERLAP: synchronise((*forward, *backward), loc),
         Phase.BACKWARD: synchronise(backward, loc),
-        Phase.UPDATE: synchronise(update_actions(tuple(plan.targets), descent, config), loc),
+        Phase.UPDATE: synchronise(update_actions(tuple(plan.targets), descent, config, loc), loc),
     }
 
 

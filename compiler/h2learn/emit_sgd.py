@@ -11,7 +11,10 @@ from compiler.h2learn.schedule_dataflow import F16_BYTES, chunks
 from compiler.h2learn.synchronise import Action, Resource
 from compiler.h2learn.transfers import Mover, Region
 from hwmodel.config import H2LearnConfig
+from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import Buffer, HostUpdate, Queue, SgdStep
+
+_STREAMS = (Buffer.WU_GRAD, Buffer.WU_WEIGHT, Buffer.WU_MOMENTUM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +44,18 @@ class Target:
     shape: tuple[int, int, int]  # of gradient and momentum: y, x, c
 
 
-def update_actions(targets: tuple[Target, ...], descent: Descent, config: H2LearnConfig) -> Iterator[Action]:
-    """The update in program order."""
+def update_actions(targets: tuple[Target, ...], descent: Descent, config: H2LearnConfig, loc: Loc) -> Iterator[Action]:
+    """The update in program order.
+
+    Raises: CompileError if a bank does not hold a single weight.
+    """
+    for buffer in _STREAMS:
+        if config.bank_bytes(buffer) < F16_BYTES:
+            raise CompileError(
+                f"a weight exceeds {buffer}: {F16_BYTES} of {config.bank_bytes(buffer)} bytes",
+                loc,
+                hint="use a configuration with larger buffers",
+            )
     banks = _Banks()
     for target in targets:
         if descent.master_weights:
@@ -67,7 +80,7 @@ _Slice = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 def _slices(shape: tuple[int, int, int], config: H2LearnConfig) -> Iterator[_Slice]:
     """Boxes that a bank of each stream holds: whole rows of channels where they fit."""
-    values = min(config.bank_bytes(b) for b in (Buffer.WU_GRAD, Buffer.WU_WEIGHT, Buffer.WU_MOMENTUM)) // F16_BYTES
+    values = min(config.bank_bytes(buffer) for buffer in _STREAMS) // F16_BYTES
     positions, inputs, outputs = shape
     for y in range(positions):
         for c in chunks(outputs, min(outputs, values)):

@@ -84,15 +84,15 @@ class SomaEmitter:
 
     def stage_region(self, output: OutputBlock, stage: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Start and size of the rows and columns that a neuron stage works on."""
-        return self._stage_span(output.tile.rows, stage), self._stage_span(output.tile.columns, stage)
+        return self._stage_span(output.tile.rows, stage, 0), self._stage_span(output.tile.columns, stage, 1)
 
-    def _stage_span(self, span: Span, stage: int) -> tuple[int, int]:
+    def _stage_span(self, span: Span, stage: int, axis: int) -> tuple[int, int]:
         if stage == 1 or self._layer.pool2 is None:
             return span.out_start, span.out_size
         if self._layer.pool1 is None:
             return span.start, span.size
         window = span.pools[0]
-        return span.start // pool_of(self._layer.pool1).stride[0], window.out
+        return span.start // pool_of(self._layer.pool1).stride[axis], window.out
 
     def _pools(self) -> list[Node]:
         return [node for node in (self._layer.pool1, self._layer.pool2) if node is not None]

@@ -11,7 +11,7 @@ from compiler.h2learn.blocks import ColumnBlock
 from compiler.h2learn.isolate_pools import pool_of
 from compiler.h2learn.keep import Kept
 from compiler.h2learn.layers import NetworkLayer
-from compiler.h2learn.schedule_dataflow import F16_BYTES, Chunk, chunks, tile_sizes
+from compiler.h2learn.schedule_dataflow import F16_BYTES, Chunk, bytes_of_bits, chunks, tile_sizes
 from compiler.h2learn.tile_feature_maps import Span, Tile, tile_feature_maps
 from compiler.ir.ops import Conv2d
 from hwmodel.config import H2LearnConfig
@@ -217,8 +217,8 @@ class _Choice:
         source = maps * self._source_size() * rows
         neurons = self.kept.neurons
         bits = {
-            Buffer.BE_OUT: sum(sizes[n.stage] for n in neurons if n.spikes) + sizes[0] * self.kept.first_spikes,
-            Buffer.BE_MASK: sum(sizes[n.stage] for n in neurons) + inner * (1 + self.kept.winners),
+            Buffer.BE_OUT: [*(sizes[n.stage] for n in neurons if n.spikes), sizes[0] * self.kept.first_spikes],
+            Buffer.BE_MASK: [*(sizes[n.stage] for n in neurons), inner, inner * self.kept.winners],
         }
         halves = {
             Buffer.BE_PSUM: max(out, inner),
@@ -229,7 +229,7 @@ class _Choice:
             Buffer.BE_W: weights * F16_BYTES,
             Buffer.BE_NEURON: 2 * NEURON_FIELDS * cols * F16_BYTES,
             Buffer.BE_STATE: samples * max(sizes) * cols * F16_BYTES,
-            **{buffer: -(-maps * size * cols // 8) for buffer, size in bits.items()},
+            **{buffer: bytes_of_bits(maps * size * cols for size in parts) for buffer, parts in bits.items()},
             **{buffer: maps * size * cols * F16_BYTES for buffer, size in halves.items()},
         }
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from compiler.differentiate import KeepCompressed, differentiate
 from compiler.h2learn.emit_sgd import Descent
 from compiler.ir import DType, Graph, Node, SurrogateKind
-from compiler.ir.ops import AvgPool2d, BatchNorm, Conv2d, Lif, Linear, MaxPool2d, Readout, Scale
+from compiler.ir.ops import (
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Lif,
+    Linear,
+    MaxPool2d,
+    Readout,
+    Scale,
+    parameter_names,
+)
 from compiler.losses import Loss
 from hwmodel.errors import CompileError, Loc
 
@@ -19,17 +31,32 @@ def check_descent(descent: Descent, loc: Loc) -> None:
 
     Raises: CompileError naming the option and what it may be.
     """
+    rate, momentum, decay, inverse = (
+        f32(value)
+        for value in (
+            descent.learning_rate,
+            descent.momentum,
+            descent.weight_decay,
+            1.0 / descent.loss_scale if descent.loss_scale else math.inf,
+        )
+    )
     faults = [
-        (descent.learning_rate, "learning rate", 0.0 < descent.learning_rate < math.inf, "positive"),
-        (descent.momentum, "momentum", 0.0 <= descent.momentum < 1.0, "at least 0 and below 1"),
-        (descent.weight_decay, "weight decay", 0.0 <= descent.weight_decay < math.inf, "at least 0"),
-        (descent.loss_scale, "loss scale", 0.0 < descent.loss_scale < math.inf, "positive"),
+        (descent.learning_rate, "learning rate", 0.0 < rate < math.inf, "positive and finite in f32"),
+        (descent.momentum, "momentum", 0.0 <= momentum < 1.0, "at least 0 and below 1"),
+        (descent.weight_decay, "weight decay", 0.0 <= decay < math.inf, "at least 0 and finite in f32"),
+        (descent.loss_scale, "loss scale", 0.0 < inverse < math.inf, "positive, and it and its inverse finite in f32"),
         (descent.batch_group, "batch group", 1 <= descent.batch_group < 1 << 16, "from 1 to 65535"),
         (descent.machines, "machines", 1 <= descent.machines <= MOST_MACHINES, f"from 1 to {MOST_MACHINES}"),
     ]
     for value, what, fits, allowed in faults:
         if not fits:
             raise CompileError(f"{what} is {value:g}, must be {allowed}", loc)
+
+
+def f32(value: float) -> float:
+    """The number as an instruction holds it."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def check_trainable(graph: Graph, loss: Loss) -> None:
@@ -51,6 +78,23 @@ def check_trainable(graph: Graph, loss: Loss) -> None:
     if output.axes != "NC":
         raise CompileError(f"the output {output} is no vector of class scores", graph.input.loc)
     KeepCompressed()(differentiate(graph, loss))
+
+
+def check_unshared(graph: Graph) -> None:
+    """Refuse weights that two layers share: each stands in memory for itself, so that they would drift apart.
+
+    Raises: CompileError naming both layers.
+    """
+    readers: dict[str, Node] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Conv2d | Linear):
+            for name in parameter_names(node.op):
+                if name in readers:
+                    raise graph.site(node).fail(
+                        f"shares parameter @{name} with {readers[name].name}",
+                        "give each layer its own weights, or use the torch backend",
+                    )
+                readers[name] = node
 
 
 def _check_node(graph: Graph, node: Node) -> None:

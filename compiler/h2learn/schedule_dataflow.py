@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -159,8 +159,8 @@ def _need(
     held = sum(sizes[neuron.stage] for neuron in kept.neurons if neuron.membrane)
     if constants.stages and not constants.stages[-1].fire:
         held += values * out
-    spikes = values * out + sizes[0] * kept.first_spikes
-    masks = sum(sizes[neuron.stage] for neuron in kept.neurons) + psum * kept.winners
+    spikes = [values * out, sizes[0] * kept.first_spikes]
+    masks = [*(sizes[neuron.stage] for neuron in kept.neurons), psum * kept.winners]
     names = ENGINE_BUFFERS[engine]
     source_bits = 16 if engine is Queue.BE else 1
     return _Need(
@@ -168,14 +168,19 @@ def _need(
             names.source: -(-source * source_bits // 8) if layer.synapse is not None else 0,
             names.weights: weights,
             names.psum: max(psum, held) * F16_BYTES,
-            names.out: -(-spikes // 8),
-            names.mask: -(-masks // 8),
+            names.out: bytes_of_bits(spikes),
+            names.mask: bytes_of_bits(masks),
             names.neuron: neuron,
             names.state: state,
         },
         pe_tile=region_h * region_w * F16_BYTES if engine is Queue.BE else 0,
         pe_psum=height * width * F16_BYTES if engine is Queue.BE else 0,
     )
+
+
+def bytes_of_bits(parts: Iterable[int]) -> int:
+    """Bytes of a bank's parts, each of so many bits."""
+    return sum(-(-bits // 8) for bits in parts)
 
 
 def _exceeded(need: _Need, engine: Queue, config: H2LearnConfig) -> list[str]:

@@ -11,6 +11,7 @@ from hwmodel.assembler import disassemble
 from hwmodel.checker.banks import BankError, BankRules, Content, Place, name_of, part_of
 from hwmodel.checker.clocks import INDEX, Accesses, Clock, zero_clock
 from hwmodel.checker.memory import MemoryState, table_faults
+from hwmodel.checker.parameters import parameter_faults
 from hwmodel.checker.places import training_places
 from hwmodel.checker.streams import MEMORY_OF, stream_faults
 from hwmodel.checker.training_banks import TrainingRules
@@ -62,7 +63,8 @@ def check(program: Program) -> None:
 
     Raises: CompileError with the first faults: place, instruction and what it lacks.
     """
-    faults = table_faults(program) or stream_faults(program) or _executed(program)
+    tables = table_faults(program) or parameter_faults(program)
+    faults = tables or stream_faults(program) or _executed(program)
     if faults:
         raise CompileError(
             "the program is not valid: " + "\n  ".join(faults[:MOST_FAULTS]),

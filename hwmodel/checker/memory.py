@@ -234,6 +234,8 @@ class MemoryState:
             late = accesses[cells].reshape(-1, len(QUEUES)).max(0)
             if (late > clock).any():
                 return f"races with a {what} of {culprit(late, clock)}"
+        if self._trains and state.tensor.role is not Role.STATE and state.writes[cells].any():
+            return f"writes a part of {state.tensor.name} again"
         state.written[cells] = True
         state.writes[cells][..., queue] = clock[queue]
         state.last[queue] = clock[queue]

@@ -81,6 +81,8 @@ def _misplaced(program: Program, queue: Queue, instruction: Instruction) -> str:
         case GradConvTile() | GradFcTile() | Grad() | OuterTile():
             return "" if queue is Queue.BE else "only the Backward Engine does this"
         case UpdateTile() | UpdateFcTile() | SgdStep():
+            if isinstance(instruction, SgdStep) and program.training is not None and program.training.master_weights:
+                return "the host updates the weights of this program"
             return "" if queue is Queue.WUE else "only the Weight Update Engine does this"
         case AddGradient():
             return "" if queue in GRADIENT_BUFFERS else f"{queue} has no adder for gradients"
@@ -101,7 +103,9 @@ def _misplaced_host(program: Program, queue: Queue, instruction: HostLoss | Host
             return f"takes {source.role} to {gradient.role}"
         together = (source.memory, source.shape) == (gradient.memory, gradient.shape)
         return "" if together else f"takes {source.name} to {gradient.name} of another sub-batch or shape"
-    known = program.training.parameters if program.training is not None else ()
+    if program.training is None or not program.training.master_weights:
+        return "the host does not update the weights of this program"
+    known = program.training.parameters
     is_update = any((source.name, gradient.name) == (trained.tensor, trained.gradient) for trained in known)
     return "" if is_update else f"updates {source.name} by {gradient.name}, which are not of one parameter"
 

@@ -191,7 +191,8 @@ def _with_accelerator(report: TrainReport, run: _Run, trainer: H2LearnTrainer) -
     exact = None
     if run.request.golden_check:
         x, labels = time_first(run.train, first), run.train.y[first]
-        exact = same_as_golden(trainer.compiled, x, labels, run.recipe.learning_rate)
+        with progress_bar("a step on the golden engines"):
+            exact = same_as_golden(trainer.compiled, x, labels, run.recipe.learning_rate)
     return replace(
         report,
         accuracy_test_torch=_accuracy_in_torch(run) if run.request.compare else None,

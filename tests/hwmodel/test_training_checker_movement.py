@@ -48,6 +48,7 @@ from tests.hwmodel.training_mutations import (
     other_semaphore,
     pooled,
     refusal,
+    repeat,
     retable_all,
     split,
     to_queue,
@@ -170,6 +171,11 @@ MUTATIONS: dict[str, Case] = {
     "membranes kept of no neuron": digits(
         change(FORWARD, BE, Soma, {"keep_m2": True}), "keeps the membrane potentials of neuron 2, which does not fire"
     ),
+    "mask stored over its neighbour": digits(
+        change(FORWARD, DMA0, Store, {"x0": 3}, buffer=Buffer.MASK, part=1, layer=1, x0=4),
+        "writes a part of 1.mask0 again",
+    ),
+    "winners stored twice": pooled(repeat(FORWARD, DMA0, Store, part=3), "writes a part of 0.winners again"),
     "spikes stored as mask": digits(
         change(FORWARD, DMA0, Store, {"buffer": Buffer.S_OUT}, buffer=Buffer.MASK, part=1, layer=1),
         "overwrites part 1 of bank 0 of mask, which nothing has read",
@@ -198,7 +204,9 @@ MUTATIONS: dict[str, Case] = {
     "an accumulator beside samples": digits(
         retable("3.weight_gradient", memory=0), "tensor 3.weight_gradient accumulates in memory 0, must stand in 2"
     ),
-    "an accumulator that is kept": digits(retable("3.weight_gradient", role=Role.KEPT), "reads what was not written"),
+    "an accumulator that is kept": digits(
+        retable("3.weight_gradient", role=Role.KEPT), "3.weight_gradient is no tensor of weight gradients"
+    ),
     "kept as if it were there": digits(
         retable_all("1.mask0", role=Role.MOMENTUM), "tensor 1.mask0 accumulates in memory 0, must stand in 2"
     ),

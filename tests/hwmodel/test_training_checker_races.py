@@ -20,7 +20,14 @@ from runtime.machine import Machine
 from tests.hwmodel.instructions import field_values
 from tests.hwmodel.training_happens_before import conflicts, meetings, racing, unordered
 from tests.hwmodel.training_mutations import BACKWARD, OVERLAP, UPDATE, Site, sites
-from tests.hwmodel.training_programs import PROGRAMS, digits_program, pooled_program, split_program, training_config
+from tests.hwmodel.training_programs import (
+    PROGRAMS,
+    digits_program,
+    made_if_trainable,
+    pooled_program,
+    split_program,
+    training_config,
+)
 from tests.hwmodel.training_runs import ShuffledMachine, engines_of, trained
 from tests.strategies import RandomNetwork, networks
 
@@ -100,8 +107,9 @@ def test_any_order_of_the_queues_gives_the_same_memory(make: Callable[[], Progra
 
 def _agrees_in_any_order(network: RandomNetwork, seed: int, master: bool) -> None:
     descent = Descent(momentum=0.5, master_weights=master)
-    program = compile_training(
-        network.graph, training_config(), loss=Loss.MSE, descent=descent, batch=2, show=lambda _: None
+    config = training_config()
+    program = made_if_trainable(
+        lambda: compile_training(network.graph, config, loss=Loss.MSE, descent=descent, batch=2, show=lambda _: None)
     ).program
     for streams in program.phases.values():
         assert racing(program, streams) == []

@@ -109,6 +109,16 @@ def drop(phase: Phase, queue: Queue, kind: type[Instruction], *, nth: int = 0, *
     return lambda program: find(program, phase, queue, kind, nth, **where).put(program)
 
 
+def repeat(phase: Phase, queue: Queue, kind: type[Instruction], *, nth: int = 0, **where: object) -> Mutation:
+    """Execute the nth matching instruction twice."""
+
+    def mutate(program: Program) -> Program:
+        site = find(program, phase, queue, kind, nth, **where)
+        return site.put(program, site.of(program), site.of(program))
+
+    return mutate
+
+
 def drop_all(phase: Phase, queue: Queue, kind: type[Instruction], **where: object) -> Mutation:
     """Leave out every matching instruction."""
 
@@ -141,7 +151,12 @@ def without_queue(phase: Phase, queue: Queue) -> Mutation:
 
 def before(phase: Phase, queue: Queue, *instructions: Instruction) -> Mutation:
     """Instructions at the front of a queue."""
-    return lambda program: with_phase_stream(program, phase, queue, (*instructions, *program.phases[phase][queue]))
+
+    def mutate(program: Program) -> Program:
+        stream = program.phases[phase].get(queue, (Halt(layer=0),))
+        return with_phase_stream(program, phase, queue, (*instructions, *stream))
+
+    return mutate
 
 
 def other_semaphore(phase: Phase, queue: Queue, kind: type[Signal] | type[Wait], number: int) -> Mutation:
@@ -182,9 +197,24 @@ def retrain(**values: object) -> Mutation:
         assert training is not None
         first, *others = training.parameters
         changed = replace(first, **values)  # type: ignore[arg-type]
-        return replace(program, training=replace(training, parameters=(changed, *others)))
+        return _with_training(program, parameters=(changed, *others))
 
     return mutate
+
+
+def remachine(machines: int) -> Mutation:
+    """Change the number of machines that share a batch."""
+    return lambda program: _with_training(program, machines=machines)
+
+
+def regroup(batch_group: int) -> Mutation:
+    """Change the number of sub-batches between updates."""
+    return lambda program: _with_training(program, batch_group=batch_group)
+
+
+def _with_training(program: Program, **values: object) -> Program:
+    assert program.training is not None
+    return replace(program, training=replace(program.training, **values))  # type: ignore[arg-type]
 
 
 def numbers(instruction: Instruction) -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""The demo: the one place where these tests train a network."""
+"""The demo, which trains its network on first use."""
 
 from __future__ import annotations
 

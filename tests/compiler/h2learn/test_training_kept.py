@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.differentiate import Format as KeptFormat
@@ -15,10 +15,10 @@ from compiler.ir import Graph
 from compiler.ir.ops import Conv2d, MaxPool2d, Readout
 from compiler.losses import Loss
 from hwmodel.config import H2LearnConfig
-from hwmodel.errors import CompileError
 from hwmodel.isa import Load
 from hwmodel.program import Format, Phase, Program, Role
 from tests.compiler.h2learn.training_plans import NETWORKS, configs, stages_of
+from tests.hwmodel.training_programs import made_if_trainable
 from tests.strategies import RandomNetwork
 
 FORWARD_ROLES = (Role.INPUT, Role.ACTIVATION, Role.OUTPUT, Role.KEPT)
@@ -92,11 +92,7 @@ def _without_encoding(found: dict[str, Format], graph: Graph, source: str) -> It
 def test_the_backward_pass_reads_what_the_differentiated_graph_keeps(
     network: RandomNetwork, config: H2LearnConfig, batch: int
 ) -> None:
-    try:
-        stages = stages_of(network.graph, config, batch)
-    except CompileError as fault:
-        assume("a maximum of spikes is trained in one tile" not in fault.message)
-        raise
+    stages = made_if_trainable(lambda: stages_of(network.graph, config, batch))
     program = compile_training(network.graph, config, loss=Loss.MSE, batch=batch, show=lambda _: None).program
     layers = tuple(plan.layer for plan in stages.plan.layers)
     names = values_of(stages.graph, layers)
@@ -109,11 +105,9 @@ def test_the_backward_pass_reads_what_the_differentiated_graph_keeps(
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(NETWORKS, st.sampled_from(configs()), st.integers(1, 3))
 def test_all_that_is_kept_is_read(network: RandomNetwork, config: H2LearnConfig, batch: int) -> None:
-    try:
-        program = compile_training(network.graph, config, loss=Loss.MSE, batch=batch, show=lambda _: None).program
-    except CompileError as fault:
-        assume("a maximum of spikes is trained in one tile" not in fault.message)
-        raise
+    program = made_if_trainable(
+        lambda: compile_training(network.graph, config, loss=Loss.MSE, batch=batch, show=lambda _: None)
+    ).program
     lowest = min(trained.layer for trained in program.training.parameters) if program.training else 0
     kept = {t.name for t in program.tensors if t.role is Role.KEPT and not t.view_of and t.layer >= lowest}
     assert kept <= set(read_backwards(program))

@@ -104,12 +104,12 @@ def test_a_convolution_between_convolutions_skips_zeros_both_ways() -> None:
         ("x", Input(shape=(2, "N", 1, 4, 4), dtype=DType.SPIKE, axes="TNCHW")),
         ("conv1", Conv2d(weight=Param("w"), padding=(1, 1))),
         ("lif1", LIF),
-        ("conv2", Conv2d(weight=Param("w"), padding=(1, 1))),
+        ("conv2", Conv2d(weight=Param("v"), padding=(1, 1))),
         ("lif2", LIF),
         ("flatten", Flatten()),
         ("rate", Readout(kind=Reading.RATE)),
     )
-    counts = counted(trained(chain(ops, {"w": (1, 1, 3, 3)})), Phase.BACKWARD)
+    counts = counted(trained(chain(ops, {"w": (1, 1, 3, 3), "v": (1, 1, 3, 3)})), Phase.BACKWARD)
     assert counts["GradConvTile"] == 1
     assert counts["Load be_in"] == 2
     assert counts["Load be_mask"] == 2  # that of the first layer serves the tile and Grad

@@ -50,6 +50,7 @@ RATE = Readout(kind=Reading.RATE)
 NORM = BatchNorm(weight=Param("ones"), bias=Param("zeros"), mean=Param("zeros"), var=Param("ones"))
 ARRAYS = {
     "w": np.full((2, 2, 3, 3), 0.25, np.float32),
+    "w2": np.full((2, 2, 3, 3), 0.25, np.float32),
     "v": np.full((3, 72), 0.25, np.float32),
     "ones": np.ones(2, np.float32),
     "zeros": np.zeros(2, np.float32),
@@ -145,7 +146,7 @@ def shrunk(part: str, **sizes_kb: float) -> H2LearnConfig:
 
 
 SMALL = classified(LIF)
-DEEP = classified(LIF, CONV, LIF)
+DEEP = classified(LIF, replace(CONV, weight=Param("w2")), LIF)
 CONFIGS = {
     "membranes": (SMALL, shrunk("backward", m=0.003)),
     "masks": (SMALL, shrunk("backward", mask=0.0001)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.h2learn.compile_training import _side_by_side
@@ -13,20 +13,16 @@ from compiler.h2learn.schedule_dataflow import Chunk
 from compiler.h2learn.synchronise import Action
 from compiler.h2learn.update_schedule import Shape, UpdateSchedule, schedule_update
 from hwmodel.config import H2LearnConfig
-from hwmodel.errors import CompileError
 from hwmodel.isa import HostLoss, Queue
 from tests.compiler.h2learn.training_plans import NETWORKS, Stages, configs, stages_of
+from tests.hwmodel.training_programs import made_if_trainable
 from tests.strategies import RandomNetwork
 
 CHECKS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def planned(network: RandomNetwork, config: H2LearnConfig, batch: int) -> Stages:
-    try:
-        return stages_of(network.graph, config, batch)
-    except CompileError as fault:
-        assume("a maximum of spikes is trained in one tile" not in fault.message)
-        raise
+    return made_if_trainable(lambda: stages_of(network.graph, config, batch))
 
 
 def taken(kernel: int, stride: int, padding: int, start: int, size: int) -> list[int]:
