@@ -145,7 +145,7 @@ def _form(instruction: Instruction) -> object:
 
 FIELDS = [
     *((digits_program, kind) for kind in TRAINING_KINDS if kind is not HostUpdate),
-    *((pooled_program, kind) for kind in (GradConvTile, Grad, UpdateTile)),
+    *((pooled_program, kind) for kind in (GradConvTile, Grad)),
     *((split_program, kind) for kind in (Grad, HostUpdate)),
 ]
 

@@ -212,7 +212,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, whole: bytes, data: st.Data
     assert refusal(path).startswith(NOT_WHOLE)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=FILE_PER_EXAMPLE)
+@settings(max_examples=50, deadline=None, suppress_health_check=FILE_PER_EXAMPLE)
 @given(data=st.data(), value=JSON_VALUES)
 def test_a_wild_value_of_the_training_table_is_refused_or_trains(
     tmp_path: Path, parts: tuple[Json, Arrays], data: st.DataObject, value: object

@@ -87,7 +87,7 @@ def _without_encoding(found: dict[str, Format], graph: Graph, source: str) -> It
         yield (graph.input.name if name in (source, graph.input.name) else name), form
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(NETWORKS, st.sampled_from(configs()), st.integers(1, 3))
 def test_the_backward_pass_reads_what_the_differentiated_graph_keeps(
     network: RandomNetwork, config: H2LearnConfig, batch: int
@@ -102,7 +102,7 @@ def test_the_backward_pass_reads_what_the_differentiated_graph_keeps(
     assert dict(_without_encoding(got, stages.graph, source)) == want
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(NETWORKS, st.sampled_from(configs()), st.integers(1, 3))
 def test_all_that_is_kept_is_read(network: RandomNetwork, config: H2LearnConfig, batch: int) -> None:
     program = made_if_trainable(

@@ -20,6 +20,7 @@ from hwmodel.program import Tensor
 from tests.hwmodel.training_programs import training_config
 from tests.strategies import networks
 
+LOC = Loc("test")
 NETWORKS = networks(
     trainable=True, encodings=list(Encoding), late_encode=True, max_size=9, max_channels=9, max_timesteps=5
 )
@@ -45,11 +46,11 @@ class Stages:
 
     @property
     def update(self) -> Iterator[Action]:
-        return update_actions(tuple(self.plan.targets), self.descent, self.config)
+        return update_actions(tuple(self.plan.targets), self.descent, self.config, LOC)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.plan.table.placed(Loc("test"))
+        return self.plan.table.placed(LOC)
 
 
 def stages_of(graph: Graph, config: H2LearnConfig, batch: int, descent: Descent | None = None) -> Stages:
