@@ -42,8 +42,8 @@ def training_from(
         momentum=number(header["momentum"]),
         weight_decay=number(header["weight_decay"]),
         master_weights=flag(header["master_weights"]),
-        parameters=tuple(_trained(item) for item in cast(list[dict[str, object]], header["parameters"])),
-        masks=tuple(_masks(item) for item in cast(list[dict[str, object]], header["masks"])),
+        parameters=tuple(_trained(item) for item in _tables(header["parameters"])),
+        masks=tuple(_masks(item) for item in _tables(header["masks"])),
     )
 
 
@@ -59,11 +59,22 @@ _NUMBERS = (
 )
 
 
+def _items(value: object) -> list[object]:
+    """A list; an empty text or table would pass for one without items."""
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
+
+
+def _tables(value: object) -> list[dict[str, object]]:
+    return cast(list[dict[str, object]], _items(value))
+
+
 def _trained(item: Mapping[str, object]) -> Trained:
     only_fields(Trained, item)
     return Trained(
         parameter=text(item["parameter"]),
-        shape=tuple(count(size) for size in cast(list[object], item["shape"])),
+        shape=tuple(count(size) for size in _items(item["shape"])),
         positions=count(item["positions"]),
         tensor=text(item["tensor"]),
         gradient=text(item["gradient"]),

@@ -216,8 +216,9 @@ class _Choice:
         weights = (out if self.consumer.origin is Origin.FC else positions) * cols * rows
         source = maps * self._source_size() * rows
         neurons = self.kept.neurons
+        spikes = {n.stage for n in neurons if n.spikes} | ({0} if self.kept.first_spikes else set())
         bits = {
-            Buffer.BE_OUT: [*(sizes[n.stage] for n in neurons if n.spikes), sizes[0] * self.kept.first_spikes],
+            Buffer.BE_OUT: [sizes[stage] for stage in spikes],
             Buffer.BE_MASK: [*(sizes[n.stage] for n in neurons), inner, inner * self.kept.winners],
         }
         halves = {

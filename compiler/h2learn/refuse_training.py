@@ -21,9 +21,8 @@ from compiler.ir.ops import (
     parameter_names,
 )
 from compiler.losses import Loss
+from hwmodel.checker.parameters import MOST_MACHINES
 from hwmodel.errors import CompileError, Loc
-
-MOST_MACHINES = 64
 
 
 def check_descent(descent: Descent, loc: Loc) -> None:

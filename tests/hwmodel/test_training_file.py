@@ -110,7 +110,7 @@ def wrong_values(place: Place) -> list[object]:
     if name in FLAGS:
         return [*values, 0, 1, "true"]
     if name in LISTS:
-        return [*values, 1, "text", [None], [[]], [-1], [{"a": 1}]]
+        return [*values, 1, "text", "", {}, [None], [[]], [-1], [{"a": 1}]]
     return [*values, 1, -1, 0.5, "\ud800"]
 
 
@@ -142,6 +142,10 @@ def test_a_field_of_a_wrong_type_is_refused(tmp_path: Path, parts: tuple[Json, A
         (("training", "masks", 0, "kind"), "pool", "'pool' is not one of"),
         (("training", "masks", 0, "inputs"), "nothing", "'nothing' is no tensor of the program"),
         (("training", "masks", 0, "outputs"), "nothing", "'nothing' is no tensor of the program"),
+        (("training", "parameters"), {}, "the program's header is inconsistent: TypeError('{} is no list')"),
+        (("training", "masks"), {}, "the program's header is inconsistent: TypeError('{} is no list')"),
+        (("training", "masks"), "", "'' is no list"),
+        (("training", "parameters", 0, "shape"), "", "'' is no list"),
         (("training",), 7, "the program's header is inconsistent"),
         (("training",), [], "the program's header is inconsistent"),
         (("training",), {}, "'loss'"),

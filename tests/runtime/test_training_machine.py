@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, note, reject, settings
+from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from compiler.differentiate import differentiate, run_training
@@ -29,6 +29,7 @@ from runtime.host_loss import Labels
 from runtime.memory import Values
 from runtime.session import engines_for
 from runtime.training_session import TrainingSession
+from tests.hwmodel.training_programs import made_if_trainable
 from tests.runtime.chains import CONFIG, SPLIT, TINIEST, Chain, halves, training_program
 from tests.runtime.fp16_bounds import TINY, U
 from tests.runtime.trained_layers import Comparison, Reference
@@ -76,12 +77,9 @@ def cases(draw: st.DrawFn, max_timesteps: int = 23) -> Case:
     )
     config = CONFIGS[draw(st.sampled_from(sorted(CONFIGS)))]
     loss, batch = draw(st.sampled_from(Loss)), draw(st.integers(1, 5))
-    try:
-        compiled = compile_training(network.graph, config, loss=loss, batch=batch, descent=descent)
-    except CompileError as fault:
-        if "in one tile with its neuron" not in fault.message:
-            raise
-        reject()  # a maximum over windows larger than a tile
+    compiled = made_if_trainable(
+        lambda: compile_training(network.graph, config, loss=loss, batch=batch, descent=descent)
+    )
     return Case(compiled=compiled, x=network.example, labels=_labels(compiled.program, network.example))
 
 

@@ -8,14 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.h2learn.compile_training import _side_by_side
-from compiler.h2learn.gradient_schedule import Consumer, GradientSchedule, Origin
-from compiler.h2learn.schedule_dataflow import Chunk
+from compiler.h2learn.gradient_schedule import Consumer, GradientSchedule, Origin, _Choice
+from compiler.h2learn.schedule_dataflow import Chunk, bytes_of_bits
 from compiler.h2learn.synchronise import Action
+from compiler.h2learn.training_plan import BackwardPlan
 from compiler.h2learn.update_schedule import Shape, UpdateSchedule, schedule_update
 from hwmodel.config import H2LearnConfig
-from hwmodel.isa import HostLoss, Queue
+from hwmodel.isa import Buffer, HostLoss, Load, Queue
 from tests.compiler.h2learn.training_plans import NETWORKS, Stages, configs, stages_of
-from tests.hwmodel.training_programs import made_if_trainable
+from tests.hwmodel.training_programs import GRAPHS, made_if_trainable, training_config
 from tests.strategies import RandomNetwork
 
 CHECKS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -90,6 +91,52 @@ def test_every_gradient_is_computed_once(network: RandomNetwork, config: H2Learn
         assert (inner == 1).all()
         assert (outer == 1).all()
         assert [times.start for times in schedule.times] == sorted((c.start for c in schedule.times), reverse=True)
+
+
+@CHECKS
+@given(NETWORKS, st.sampled_from(configs()), st.integers(1, 5))
+def test_the_need_of_spikes_is_what_is_loaded(network: RandomNetwork, config: H2LearnConfig, batch: int) -> None:
+    stages = planned(network, config, batch)
+    for step in stages.plan.backward:
+        assert _spikes_needed(stages, step) == _spikes_loaded(stages, step)
+
+
+@pytest.mark.parametrize("name", sorted(GRAPHS))
+def test_spikes_of_a_first_neuron_are_counted_once(name: str) -> None:
+    """Networks with a neuron in front of a pool, of hard and of soft reset."""
+    stages = stages_of(GRAPHS[name](), training_config(), batch=2)
+    assert any(step.kept.first_spikes for step in stages.plan.backward)
+    for step in stages.plan.backward:
+        assert _spikes_needed(stages, step) == _spikes_loaded(stages, step)
+
+
+def _spikes_needed(stages: Stages, step: BackwardPlan) -> int:
+    """Bytes of BE_OUT that the schedule reckons with."""
+    schedule = step.schedule
+    choice = _Choice(
+        layer=stages.plan.layers[step.number].layer,
+        consumer=schedule.consumer,
+        kept=step.kept,
+        tiles=schedule.tiles,
+        cols=schedule.cols,
+        rows=schedule.rows,
+    )
+    samples = max(chunk.size for chunk in schedule.samples)
+    return choice._bytes(samples * max(chunk.size for chunk in schedule.times), samples)[Buffer.BE_OUT]
+
+
+def _spikes_loaded(stages: Stages, step: BackwardPlan) -> int:
+    """Bytes of BE_OUT that the largest block fills, part by part."""
+    parts: dict[int, int] = {}
+    most = 0
+    for action in stages.backward:
+        load = action.instruction
+        if isinstance(load, Load) and (load.layer, load.buffer) == (step.number, Buffer.BE_OUT):
+            if load.part in parts:  # the next block
+                parts = {}
+            parts[load.part] = load.nt * load.nn * load.h * load.w * load.nc
+            most = max(most, bytes_of_bits(parts.values()))
+    return most
 
 
 @CHECKS
