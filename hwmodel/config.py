@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import cast, get_type_hints
@@ -16,6 +17,69 @@ from hwmodel.isa import Buffer
 KIB = 1024
 LARGEST = 1 << 53  # numbers beyond are no sizes, and are not exact as floats
 MOST_LUT_ROWS = 64  # PE rows that the functional Forward Engine can look up at once
+
+
+class MembraneWrite(StrEnum):
+    """How the forward pass stores membrane potentials, section 3.2.2."""
+
+    COMPRESSED = "compressed"  # those inside the window of the surrogate, table 3.3
+    DENSE = "dense"
+
+
+class Halo(StrEnum):
+    """What a tile does about the rim that it shares with its neighbours."""
+
+    REFETCHED = "refetched"
+    KEPT = "kept"  # on chip, from the tile before
+
+
+class Skips(StrEnum):
+    """Zeros that the Backward Engine skips, section 3.2.3."""
+
+    BOTH = "both"
+    INPUTS = "inputs"
+    OUTPUTS = "outputs"
+    NONE = "none"
+
+
+class Synchronise(StrEnum):
+    """When the PEs of the Backward Engine wait for the slowest one."""
+
+    TILE = "tile"  # of one sample at one step
+    ITERATION = "iteration"  # all samples and steps of a grid iteration
+
+
+class UpdateMemory(StrEnum):
+    """The memory behind the Weight Update Engine."""
+
+    SHARED = "shared"  # with the Backward Engine
+    SEPARATE = "separate"
+
+
+class DmaChannels(StrEnum):
+    """Transfers of one memory that wait for each other."""
+
+    ONE = "one"  # all, in program order
+    PER_ENGINE = "per_engine"  # those of one engine; the memory serves the engines as they come
+
+
+class EncodingPath(StrEnum):
+    """Where the encoding layer's dense passes run while the sub-batch before goes backward, section 3.2.4."""
+
+    APART = "apart"  # beside the backward pass, as if it had PEs of its own
+    BACKWARD = "backward"  # on the Backward Engine's critical path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingConfig:
+    """What the text leaves open about time, one choice for every network."""
+
+    m_write: MembraneWrite
+    spike_halo: Halo
+    gradient_halo: Halo
+    update_memory: UpdateMemory
+    dma_channels: DmaChannels
+    encoding: EncodingPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +152,8 @@ class BackwardConfig:
     pipe: int
     pe_tile_bytes: int
     pe_psum_bytes: int
+    skips: Skips
+    synchronise: Synchronise
     buffers_kb: BackwardBuffers
 
 
@@ -134,6 +200,7 @@ class H2LearnConfig:
     forward: ForwardConfig
     backward: BackwardConfig
     weight_update: WeightUpdateConfig
+    timing: TimingConfig
 
     def bank_bytes(self, buffer: Buffer) -> int:
         """Bytes of one bank (half of the ping-pong buffer)."""
@@ -210,6 +277,34 @@ def config_from_mapping(table: Mapping[str, object], loc: Loc) -> H2LearnConfig:
     return config
 
 
+def functional_fault(config: H2LearnConfig) -> str:
+    """Why the functional engines cannot execute a configuration that can be timed; "" where they can.
+
+    Their arithmetic is that of 3 sub-LUTs of 8 entries and of at most 64 PE rows in a column's adder tree.
+    """
+    forward = config.forward
+    if (forward.sub_luts, forward.lut_entries, forward.taps_per_pe) != (3, 8, 9):
+        return (
+            f"forward.sub_luts x lut_entries is {forward.sub_luts} x {forward.lut_entries} with "
+            f"forward.taps_per_pe {forward.taps_per_pe}; the functional engine has 3 x 8 and 9"
+        )
+    if forward.rows > MOST_LUT_ROWS:
+        return f"forward.rows is {forward.rows}, the functional engine has at most {MOST_LUT_ROWS}"
+    return ""
+
+
+def _check_luts(engine: str, count: int, entries: int, what: str, taps: int, faults: list[str]) -> None:
+    """A sub-LUT of 2**k entries serves k taps of the window."""
+    served = count * (entries.bit_length() - 1)
+    if entries & (entries - 1) or entries < 2:
+        faults.append(f"{engine}.lut_entries is {entries}, must be a power of two from 2")
+    elif served < taps:
+        faults.append(
+            f"{engine}.sub_luts x lut_entries is {count} x {entries}, which serves {served} taps of "
+            f"{engine}.{what} {taps}"
+        )
+
+
 def _merged(base: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     merged = dict(base)
     for key, value in changes.items():
@@ -240,6 +335,11 @@ def _build(kind: type, table: object, path: str, faults: list[str]) -> object:
 
 
 def _scalar(kind: type, value: object, path: str, faults: list[str]) -> object:
+    if issubclass(kind, StrEnum):
+        if value not in list(kind):
+            faults.append(f"{path} is {_shown(value)}, must be {' or '.join(map(repr, map(str, kind)))}")
+            return value
+        return kind(cast(str, value))
     allowed = {int: (int,), float: (int, float), str: (str,)}[kind]
     if isinstance(value, bool) or not isinstance(value, allowed):
         faults.append(f"{path} is {_shown(value)}, must be {'a number' if kind is float else kind.__name__}")
@@ -265,14 +365,9 @@ def _shown(value: object) -> str:
 def _check_structure(config: H2LearnConfig, faults: list[str]) -> None:
     """Sizes that must fit each other: LUTs their taps, banks at least one output of one sample and step."""
     forward, backward = config.forward, config.backward
-    taps = forward.sub_luts * (forward.lut_entries.bit_length() - 1)
-    if (forward.sub_luts, forward.lut_entries, forward.taps_per_pe) != (3, 8, 9):
-        faults.append(
-            f"forward.sub_luts x lut_entries is {forward.sub_luts} x {forward.lut_entries} ({taps} taps) with "
-            f"forward.taps_per_pe {forward.taps_per_pe}; the engine has 3 x 8 and 9"
-        )
-    if forward.rows > MOST_LUT_ROWS:
-        faults.append(f"forward.rows is {forward.rows}, the simulated engine has at most {MOST_LUT_ROWS}")
+    update = config.weight_update
+    _check_luts("forward", forward.sub_luts, forward.lut_entries, "taps_per_pe", forward.taps_per_pe, faults)
+    _check_luts("weight_update", update.sub_luts, update.lut_entries, "window", update.window, faults)
     for path, rows in (("forward.rows", forward.rows), ("backward.rows", backward.rows)):
         if rows & (rows - 1):
             faults.append(f"{path} is {rows}, must be a power of two, as the adder tree of a column")

@@ -25,7 +25,7 @@ from hwmodel.isa import Instruction, Queue
 from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Phase, Program, Role, Tensor
 from hwmodel.training_header import TRAINING_PHASES, check_training, training_from, training_header
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 _KEY = "spikec.h2l"  # the only key: safetensors writes several in random order
 _STREAM = "stream."
 _CONSTANT = "constant."

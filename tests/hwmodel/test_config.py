@@ -49,6 +49,8 @@ PRESET = {
         "pipe": 4,
         "pe_tile_bytes": 400,
         "pe_psum_bytes": 32,
+        "skips": "both",
+        "synchronise": "tile",
         "buffers_kb": {
             "gm_in": 266.0,
             "w": 36.0,
@@ -77,6 +79,14 @@ PRESET = {
             "weight": 64.0,
             "momentum": 64.0,
         },
+    },
+    "timing": {
+        "m_write": "compressed",
+        "spike_halo": "refetched",
+        "gradient_halo": "kept",
+        "update_memory": "shared",
+        "dma_channels": "one",
+        "encoding": "apart",
     },
 }
 Table = dict[str, object]
@@ -179,6 +189,7 @@ def test_a_file_without_base_must_state_all(tmp_path: Path) -> None:
         "sub_batch is missing",
         "tile.w is missing",
         "timesteps is missing",
+        "timing is missing",
         "weight_update is missing",
     ]
 
@@ -277,12 +288,12 @@ def test_a_buffer_smaller_than_a_tile_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("forward.rows", 128, "forward.rows is 128, the simulated engine has at most 64"),
         ("forward.rows", 48, "forward.rows is 48, must be a power of two, as the adder tree of a column"),
         ("backward.rows", 12, "backward.rows is 12, must be a power of two, as the adder tree of a column"),
         ("memory.count", 2, "memory.count is 2, the engines use 3"),
-        ("forward.taps_per_pe", 8, "forward.sub_luts x lut_entries is 3 x 8 (9 taps) with forward.taps_per_pe 8"),
-        ("forward.lut_entries", 16, "forward.sub_luts x lut_entries is 3 x 16 (12 taps)"),
+        ("forward.taps_per_pe", 10, "forward.sub_luts x lut_entries is 3 x 8, which serves 9 taps of forward.taps"),
+        ("forward.lut_entries", 12, "forward.lut_entries is 12, must be a power of two from 2"),
+        ("weight_update.sub_luts", 1, "weight_update.sub_luts x lut_entries is 1 x 16, which serves 4 taps"),
     ],
 )
 def test_sizes_that_the_engines_do_not_have_are_refused(path: str, value: int, message: str) -> None:

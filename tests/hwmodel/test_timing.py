@@ -10,16 +10,17 @@ from compiler.h2learn.compile import compile_inference
 from compiler.ir import CompileError, DType, Encoding, Graph, Loc, Node, Param
 from compiler.ir.ops import Conv2d, Encode, Flatten, Input, Lif, Linear
 from hwmodel.config import load_config
-from hwmodel.isa import ConvTile, FcTile, LutMode, LutProgram, Queue
+from hwmodel.isa import ConvTile, FcTile, Instruction, LutMode, LutProgram, Queue
 from hwmodel.program import Layer, Program
 from hwmodel.timing import (
     encoding_conv_cycles,
     forward_conv_cycles,
     forward_linear_cycles,
-    instruction_cycles,
+    instruction_work,
     memory_bytes,
     program_timing,
 )
+from hwmodel.timing.tiles import DenseTiles
 
 CONFIG = load_config("h2learn")
 
@@ -59,12 +60,16 @@ def conv_tile(**values: object) -> ConvTile:
     return ConvTile(**(base | values))  # type: ignore[arg-type]  # fields of ConvTile
 
 
+def cycles(instruction: Instruction, queue: Queue) -> float:
+    return instruction_work(instruction, CONFIG, queue, DenseTiles(CONFIG)).cycles
+
+
 def test_one_grid_iteration_takes_650_cycles() -> None:
     """4 samples are 4 lanes: 10 steps x 64 positions, and 10 cycles to program the LUTs."""
     program = LutProgram(
         layer=0, w_bank=0, mode=LutMode.CONV, rows=64, groups=0, cols=16, taps=9, inputs=64, first_piece=0
     )
-    total = instruction_cycles(program, CONFIG, Queue.FE) + instruction_cycles(conv_tile(), CONFIG, Queue.FE)
+    total = cycles(program, Queue.FE) + cycles(conv_tile(), Queue.FE)
     assert total == 10 * 64 + 10
 
 
@@ -81,7 +86,7 @@ def test_larger_kernels_take_more_rows() -> None:
 
 def test_dense_tile_of_the_backward_engine() -> None:
     """64 outputs over 4 PEs are 16 each, 9 taps, 4 cycles of pipeline: 148, for 10 steps of 4 samples."""
-    assert instruction_cycles(conv_tile(), CONFIG, Queue.BE) == 40 * (16 * 9 + 4)
+    assert cycles(conv_tile(), Queue.BE) == 40 * (16 * 9 + 4)
 
 
 def test_linear_layer_of_the_forward_engine() -> None:
@@ -91,7 +96,7 @@ def test_linear_layer_of_the_forward_engine() -> None:
         layer=0, src_bank=0, w_bank=0, dst_bank=0, accumulate=False, groups=3, inputs=512,
         rows=64, cols=16, nt=10, nn=4, hold=False,
     )  # fmt: skip
-    assert instruction_cycles(tile, CONFIG, Queue.FE) == 30
+    assert cycles(tile, Queue.FE) == 30
 
 
 def network(*, channels: int, outs: int, kernel: int, stride: int, size: int, timesteps: int, encoded: bool) -> Graph:
@@ -156,8 +161,8 @@ def test_encoding_instructions_sum_to_the_closed_form(
     graph = network(channels=channels, outs=outs, kernel=3, stride=1, size=size, timesteps=timesteps, encoded=True)
     program = compile_inference(graph, CONFIG, batch=batch).program
     assert program.layers[0].engine is Queue.BE
-    cycles = program_timing(program).layers[0].compute_cycles
-    assert cycles == encoding_conv_cycles(program.layers[0], CONFIG, timesteps, batch)
+    computed = program_timing(program).layers[0].compute_cycles
+    assert computed == encoding_conv_cycles(program.layers[0], CONFIG, timesteps, batch, CONFIG.tile)
 
 
 def test_bytes_of_a_small_layer() -> None:
