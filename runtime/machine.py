@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from hwmodel.checker.banks import part_of
 from hwmodel.checker.streams import MEMORY_OF
+from hwmodel.config import functional_fault
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
     ENGINE_BUFFERS,
@@ -47,6 +48,18 @@ _REUSED = {  # read only, and by several grid iterations
 }
 
 
+class Observer(Protocol):
+    """Looks on while a machine executes, and changes nothing."""
+
+    def begins(self, machine: Machine, phase: Phase) -> None:
+        """A launch begins."""
+        ...
+
+    def executes(self, machine: Machine, queue: Queue, position: int, instruction: Instruction) -> None:
+        """An instruction is about to be executed; those of semaphores and the end of a queue are not announced."""
+        ...
+
+
 class Machine:
     """One H2Learn with its memories; functional only: what is computed, not when.
 
@@ -56,6 +69,8 @@ class Machine:
 
     def __init__(self, program: Program, engines: Engines) -> None:
         config = program.config
+        if fault := functional_fault(config):
+            raise CompileError(fault, Loc(program.name), hint="time it without executing it")
         if (engines.array_rows, engines.dense_rows) != (config.forward.rows, config.backward.rows):
             raise CompileError(
                 f"the engines have {engines.array_rows} and {engines.dense_rows} rows, the program was compiled for "
@@ -66,6 +81,7 @@ class Machine:
         self._program = program
         self._engines = engines
         self.memory = Memory(program)
+        self.observer: Observer | None = None
         self._banks: dict[tuple[Buffer, int], Bank] = {}
         self._lut: dict[Queue, F16] = {}
         self._cache = RegionCache(CACHE_BYTES)
@@ -77,6 +93,10 @@ class Machine:
     def training(self) -> TrainingUnit:
         """What executes the instructions of training."""
         return self._training
+
+    def bank(self, buffer: Buffer, bank: int, part: int = 0) -> Bank:
+        """A part of a bank as it stands now, which must have been written."""
+        return self._banks[part_of(buffer, bank, part)]
 
     def run(self, inputs: Values, traces: Traces | None = None) -> Values:
         """Execute an inference program once on one sub-batch; traces, if given, are filled.
@@ -108,6 +128,8 @@ class Machine:
         self._soma.reset(phase)
         self._soma.probe = traces is not None
         self._training.begin(host)
+        if self.observer is not None:
+            self.observer.begins(self, phase)
         self._execute(self._program.phases[phase])
 
     def _execute(self, all_streams: Streams) -> None:
@@ -143,6 +165,8 @@ class Machine:
             elif kind is Halt:
                 return len(stream)
             else:
+                if self.observer is not None:
+                    self.observer.executes(self, queue, at, instruction)
                 _RULES[kind](self, queue, instruction)
             at += 1
         return at
