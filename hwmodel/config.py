@@ -80,6 +80,7 @@ class TimingConfig:
     update_memory: UpdateMemory
     dma_channels: DmaChannels
     encoding: EncodingPath
+    batch_group: int  # sub-batches between two updates of the weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,15 +114,15 @@ def training_time(layers: Sequence[Layer], setting: Setting) -> TrainingTime:
     updates = [update_pass(number, layer, setting) for number, layer in enumerate(layers)]
     for number, layer in enumerate(layers):
         found = forward_pass(number, layer, setting, keeps=True)
-        (encoding if layer.engine is Queue.BE else forward).append(_cost(layer.name, [found], setting))
+        (encoding if layer.engine is Queue.BE else forward).append(cost_of(layer.name, [found], setting))
     for number in range(len(layers) - 1, -1, -1):
         behind = layers[number + 1] if number + 1 < len(layers) else None
         parts = [gradient_pass(number, layers[number], behind, setting)]
         if behind is not None:
             parts.append(updates[number + 1])
-        backward.append(_cost(behind.name if behind is not None else "loss", parts, setting))
+        backward.append(cost_of(behind.name if behind is not None else "loss", parts, setting))
     last = encoding_update if layers[0].engine is Queue.BE else backward
-    last.append(_cost(layers[0].name, [updates[0]], setting))
+    last.append(cost_of(layers[0].name, [updates[0]], setting))
     rate = setting.config.memory.bytes_per_cycle
     return TrainingTime(
         config=setting.config,
@@ -139,12 +139,12 @@ def training_time(layers: Sequence[Layer], setting: Setting) -> TrainingTime:
 def inference_cycles(layers: Sequence[Layer], setting: Setting) -> tuple[LayerCost, ...]:
     """The layers of one sub-batch forwards, one after the other."""
     return tuple(
-        _cost(layer.name, [forward_pass(number, layer, setting, keeps=False)], setting)
+        cost_of(layer.name, [forward_pass(number, layer, setting, keeps=False)], setting)
         for number, layer in enumerate(layers)
     )
 
 
-def _cost(name: str, passes: list[Pass], setting: Setting) -> LayerCost:
+def cost_of(name: str, passes: list[Pass], setting: Setting) -> LayerCost:
     rate = setting.config.memory.bytes_per_cycle
     is_shared = setting.config.timing.update_memory is UpdateMemory.SHARED
     compute: dict[Queue, float] = {}

@@ -20,20 +20,20 @@ from runtime.timing.channels import Channel, Place, channels_of
 class Kept(Protocol):
     """The part of the compressed membrane potentials that a transfer moves."""
 
-    def density(self, queue: Queue, position: int) -> float:
-        """Between 0 and 1."""
+    def density(self, queue: Queue, position: int, layer: int) -> float:
+        """Between 0 and 1, for the transfer at this place in the queue's stream."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class KeptEverywhere:
-    """The same part in every transfer."""
+class KeptByLayer:
+    """The same part in all transfers of a layer; everything in layers of which nothing is known."""
 
-    part: float = 1.0
+    parts: Mapping[int, float] = field(default_factory=dict)
 
-    def density(self, queue: Queue, position: int) -> float:
-        """The part."""
-        return self.part
+    def density(self, queue: Queue, position: int, layer: int) -> float:
+        """The layer's part."""
+        return self.parts.get(layer, 1.0)
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ def simulate(
     Raises: CompileError where channels wait for each other.
     """
     channels = channels_of(program, program.phases[phase])
-    costs = _Costs(program, tiles or DenseTiles(program.config), kept or KeptEverywhere())
+    costs = _Costs(program, tiles or DenseTiles(program.config), kept or KeptByLayer())
     timings = {channel.name: ChannelTiming(channel) for channel in channels}
     durations = {channel.name: costs.durations(channel) for channel in channels}
     _run(timings, durations)
@@ -193,7 +193,7 @@ class _Costs:
 
     def _moved(self, channel: Channel, transfer: Transfer, position: int) -> float:
         tensor = self._program.tensors[transfer.tensor]
-        density = self._kept.density(channel.queue, position) if tensor.format is Format.MCOMP else 1.0
+        density = self._kept.density(channel.queue, position, transfer.layer) if tensor.format is Format.MCOMP else 1.0
         rim = kept_rim(transfer, tensor, self._program.layers, self._config)
         moved = transfer_bytes(transfer, tensor, self._config, window_density=density, rim=rim)
         stored = isinstance(transfer, Store)

@@ -87,6 +87,7 @@ PRESET = {
         "update_memory": "shared",
         "dma_channels": "one",
         "encoding": "apart",
+        "batch_group": 16,
     },
 }
 Table = dict[str, object]
