@@ -220,6 +220,20 @@ def inspect(
     raise typer.Exit(run_inspect(file, full=full, as_json=json))
 
 
+@app.command()
+def reproduce(
+    item: Annotated[str, typer.Argument(help="a table, a figure or one of its numbers; all by default")] = "",
+    config: ConfigOption = "h2learn",
+    simulated: Annotated[bool, typer.Option(help="compile and simulate the training programs too, about 2 min")] = True,
+    figures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="draw the figures, SVG")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Put every published number of the dissertation's chapter 3 beside ours, with what it rests on."""
+    from spikec.commands.reproduce import run_reproduce
+
+    raise typer.Exit(run_reproduce(item, config=config, simulated=simulated, figures=figures, as_json=json))
+
+
 def main() -> None:
     """The console script: a fault of the user's is two lines on stderr and exit code 2."""
     try:

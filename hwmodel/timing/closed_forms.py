@@ -53,9 +53,16 @@ def encoding_conv_cycles(layer: Layer, config: H2LearnConfig, timesteps: int, ba
 
 
 def update_conv_cycles(
-    layer: Layer, config: H2LearnConfig, timesteps: int, batch: int, channel_blocks: Sequence[int]
+    layer: Layer,
+    config: H2LearnConfig,
+    timesteps: int,
+    batch: int,
+    channel_blocks: Sequence[int],
+    cut: TileConfig,
 ) -> int:
-    """Closed form of a convolution's weight gradients; `channel_blocks` are input channels that stay on chip at once.
+    """Closed form of a convolution's weight gradients, in tiles of `cut`, whose source fits its buffer.
+
+    `channel_blocks` are the input channels that stay on chip at once.
 
     N * ceil(T / 10) * ceil(Cout / 128) * H * ceil(W / 8) * sum over blocks of (ceil(k^2 * channels / 4) + 8), per
     group. Windows do not cross tiles, so W counts tile by tile.
@@ -64,7 +71,7 @@ def update_conv_cycles(
     columns = -(-(layer.c_out // layer.groups) // update.cols) * layer.groups
     steps = -(-timesteps // update.rows)
     windows = layer.out_h * sum(
-        -(-min(config.tile.w, layer.out_w - x) // update.window) for x in range(0, layer.out_w, config.tile.w)
+        -(-min(cut.w, layer.out_w - x) // update.window) for x in range(0, layer.out_w, cut.w)
     )
     taps = layer.kernel[0] * layer.kernel[1]
     look_ups = sum(-(-taps * channels // update.lanes) + update.program_cycles for channels in channel_blocks)

@@ -26,9 +26,7 @@ def phase_energy(timing: PhaseTiming, config: H2LearnConfig, layer: int | None =
     return run_energy(dynamic, timing.elapsed_cycles if layer is None else 0.0, config)
 
 
-def _moved(
-    moved: Mapping[Moved, float], config: H2LearnConfig, layer: int | None
-) -> dict[Queue, EngineEnergy]:
+def _moved(moved: Mapping[Moved, float], config: H2LearnConfig, layer: int | None) -> dict[Queue, EngineEnergy]:
     found: dict[Queue, EngineEnergy] = defaultdict(lambda: NO_ENERGY)
     for way, count in moved.items():
         if layer in (None, way.layer):

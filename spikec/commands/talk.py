@@ -44,6 +44,10 @@ class Bar:
         """Progress counted in samples."""
         self._progress.update(self._task, completed=done, total=total)
 
+    def stage(self, title: str) -> None:
+        """What is being done, without an end in sight."""
+        self._progress.update(self._task, description=title, completed=0, total=None)
+
     def training(self, state: TrainingProgress) -> None:
         """Progress of a training run."""
         title = f"training, epoch {state.epoch}/{state.epochs}, loss {state.loss:.4f}"

@@ -1,0 +1,128 @@
+"""What the dissertation prints, and the rows that put our numbers beside it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import resources
+
+Value = float | int | bool | str | None
+
+
+class Kind(StrEnum):
+    """How our number came about."""
+
+    EXACT = "exact"  # by construction
+    REPRODUCED = "reproduced"  # free of the published number
+    CHOSEN = "chosen"  # a structural option was picked with the number in sight
+    FITTED = "fitted"  # a constant was solved for it
+    GIVEN = "given"  # an input of the model, or of a machine that is not ours
+    INCONSISTENT = "inconsistent"  # print contradicts itself, as the assumption calculates
+    LOST = "lost"  # not in the text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One published number and ours. `item` is table.name; a variant stands beside its item, with another setting."""
+
+    item: str
+    published: Value
+    ours: Value
+    unit: str
+    kind: Kind
+    assumption: str
+    variant: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours over published, where both are numbers."""
+        for value in (self.ours, self.published):
+            if isinstance(value, bool | str) or value is None:
+                return None
+        assert isinstance(self.ours, int | float)
+        assert isinstance(self.published, int | float)
+        return self.ours / self.published if self.published else None
+
+    def as_json(self) -> dict[str, str | float | bool | None]:
+        """The row with stable keys."""
+        return {
+            "item": self.item,
+            "published": self.published,
+            "ours": self.ours,
+            "ratio": self.ratio,
+            "kind": str(self.kind),
+            "assumption": self.assumption,
+            "unit": self.unit,
+            "variant": self.variant,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One published number. Claims in words have the value true, and the words in `note`."""
+
+    item: str
+    value: Value
+    unit: str
+    where: str
+    status: str = "printed"
+    note: str = ""
+
+    def row(self, ours: Value, kind: Kind, assumption: str, variant: str = "", unit: str = "") -> Row:
+        """Ours beside it; what was lost stays lost, and a figure's bars have units of their own."""
+        if self.status == "lost":
+            kind = Kind.LOST
+        return Row(
+            item=self.item,
+            published=self.value,
+            ours=ours,
+            unit=unit or self.unit,
+            kind=kind,
+            assumption=assumption,
+            variant=variant,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All facts by item, and which of them rows were made for."""
+
+    by_item: Mapping[str, Fact]
+    used: set[str] = field(default_factory=set)
+
+    def __getitem__(self, item: str) -> Fact:
+        self.used.add(item)
+        return self.by_item[item]
+
+    def number(self, item: str) -> float:
+        """The value of a fact that is a number, as an input of a calculation."""
+        value = self.by_item[item].value
+        assert isinstance(value, int | float)
+        return float(value)
+
+    def groups(self) -> tuple[str, ...]:
+        """Tables and figures, in the order of the file."""
+        return tuple(dict.fromkeys(item.rsplit(".", 1)[0] for item in self.by_item))
+
+
+def load_facts() -> Facts:
+    """The facts of chapters 2 and 3, from the file beside this module."""
+    text = (resources.files("spikec.reproduce") / "published.toml").read_text(encoding="utf-8")
+    found: dict[str, Fact] = {}
+    for group, facts in tomllib.loads(text).items():
+        for name, entry in facts.items():
+            value = entry.get("value")
+            if isinstance(value, list):
+                value = ", ".join(value)
+            item = f"{group}.{name}"
+            found[item] = Fact(
+                item=item,
+                value=value,
+                unit=entry["unit"],
+                where=entry["where"],
+                status=entry.get("status", "printed"),
+                note=entry.get("note", ""),
+            )
+    return Facts(found)

@@ -1,0 +1,167 @@
+"""Figures 3.10 to 3.15, drawn from our numbers in the order of the dissertation's."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwmodel.config import H2LearnConfig
+from hwmodel.engine_study import lut_partitions, lut_study
+from hwmodel.errors import CompileError, Loc
+from hwmodel.isa import Queue
+from spikec.reproduce.engines import scalings, study_of
+from spikec.reproduce.facts import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ENGINES = {"forward": (Queue.FE, "Forward Engine"), "weight_update": (Queue.WUE, "Weight Update Engine")}
+COLOURS = ("#33658a", "#f6ae2d", "#758e4f", "#86198f")
+
+
+def draw_figures(config: H2LearnConfig, rows: Sequence[Row], folder: Path) -> tuple[Path, ...]:
+    """One SVG a figure; those of which no row was asked for are left out.
+
+    Raises: CompileError where matplotlib is missing or the folder cannot be written.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as fault:
+        raise CompileError("matplotlib is missing", Loc(str(folder)), hint="pip install 'spikec[report]'") from fault
+    mpl.use("Agg")
+    wanted = {row.item.rsplit(".", 1)[0] for row in rows}
+    drawn = []
+    with mpl.rc_context():
+        mpl.rc("font", size=9)
+        mpl.rc("axes.spines", top=False, right=False)
+        mpl.rc("svg", hashsalt="spikec", fonttype="none")  # the same numbers, the same bytes
+        for name, draw in _FIGURES.items():
+            if name in wanted:
+                drawn.append(_save(folder / f"{name}.svg", draw, config, rows))
+    return tuple(drawn)
+
+
+def _save(
+    path: Path,
+    draw: Callable[[Sequence[Axes], H2LearnConfig, Sequence[Row]], None],
+    config: H2LearnConfig,
+    rows: Sequence[Row],
+) -> Path:
+    """Written beside and renamed."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, _PANELS[path.stem], figsize=(3.6 * _PANELS[path.stem], 3.2), squeeze=False)
+    draw(list(axes[0]), config, rows)
+    figure.tight_layout()
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format="svg", metadata={"Date": None})
+        partial.replace(path)
+    except OSError as fault:
+        partial.unlink(missing_ok=True)
+        raise CompileError(f"cannot write: {fault.strerror}", Loc(str(path))) from fault
+    finally:
+        plt.close(figure)
+    return path
+
+
+def _partitions(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) -> None:
+    for panel, (engine, title) in zip((axes[:2], axes[2:]), ENGINES.values(), strict=True):
+        found = lut_partitions(config, engine)
+        names = [f"{part.sub_luts}x{part.entries}" for part in found]
+        for axis, values, unit in (
+            (panel[0], [part.area_mm2 for part in found], "area, mm2"),
+            (panel[1], [part.energy_mj for part in found], "energy, mJ"),
+        ):
+            axis.bar(names, values, color=COLOURS[0])
+            axis.set(title=title, xlabel="sub-LUTs x entries", ylabel=unit)
+
+
+def _luts(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) -> None:
+    study = lut_study(config)
+    for axis, (name, (engine, title)) in zip(axes, ENGINES.items(), strict=True):
+        ours = [study[engine].area_saving, study[engine].energy_saving]
+        items = [f"figure-3.11.{name}_{what}_saving" for what in ("area", "energy")]
+        _pairs(axis, ["area", "energy"], ours, [_published(rows, item) for item in items], "saving over adders, x")
+        axis.set_title(title)
+
+
+def _skips(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) -> None:
+    found = study_of(config).rows.values()
+    names = [str(row.skips) for row in found]
+    bottom = [0.0] * len(names)
+    for colour, label in zip(COLOURS, ("PEs", "GLB", "leakage"), strict=False):
+        part = {"PEs": "pe_array_mj", "GLB": "glb_mj", "leakage": "leakage_mj"}[label]
+        values = [float(getattr(row, part)) for row in found]
+        axes[0].bar(names, values, bottom=bottom, label=label, color=colour)
+        bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+    axes[0].set(xlabel="zeros skipped", ylabel="energy, mJ")
+    axes[0].legend(frameon=False)
+    axes[1].bar(names, [row.speedup for row in found], color=COLOURS[0])
+    axes[1].set(xlabel="zeros skipped", ylabel="speedup, x")
+
+
+def _design_space(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) -> None:
+    panels = dict(zip(("forward", "backward", "weight_update"), axes, strict=True))
+    marks = {"rows": "o", "columns": "s", "parallelism": "^"}
+    for (engine, setting, scaling), colour in zip(scalings(config), COLOURS[:3] * 3, strict=True):
+        values = [scaling.halved, 1.0, scaling.doubled]
+        panels[engine].plot(["half", "preset", "twice"], values, marker=marks[setting], label=setting, color=colour)
+    for engine, axis in panels.items():
+        axis.set(title=engine.replace("_", " "), ylabel="throughput, x", ylim=(0, 2.1))
+        axis.legend(frameon=False)
+
+
+def _rivals(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) -> None:
+    for axis, what in zip(axes, ("energy", "area at equal throughput"), strict=True):
+        found = [row for row in rows if row.item == "figure-3.14.spinalflow" and row.variant.endswith(what)]
+        names = [row.variant.split(":")[0].removeprefix("layers.") for row in found]
+        axis.bar(names, [float(row.ours or 0) for row in found], color=COLOURS[0])
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.set(title="SpinalFlow-like over H2Learn", ylabel=f"{what}, x")
+
+
+def _training(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) -> None:
+    bars = [row for row in rows if row.item == "figure-3.15.bars"]
+    axes[0].bar([row.variant for row in bars], [float(row.ours or 0) for row in bars], color=COLOURS[0])
+    for item in ("speedup_low", "speedup_high"):
+        axes[0].axhline(_published(rows, f"figure-3.15.{item}"), color=COLOURS[1], linewidth=1)
+    axes[0].set(title="lines: lowest and highest published", ylabel="speedup over V100, x")
+    variants = [row for row in rows if row.item == "figure-3.15.speedup_low" and row.variant]
+    values = [float(row.ours or 0) for row in variants]
+    names = [row.variant if len(row.variant) < 44 else f"{row.variant[:42]}..." for row in variants]
+    axes[1].barh(names, values, color=COLOURS[2])
+    axes[1].axvline(_published(rows, "figure-3.15.speedup_low"), color=COLOURS[1], linewidth=1)
+    axes[1].invert_yaxis()
+    axes[1].tick_params(axis="y", labelsize=7)
+    axes[1].set(title="lowest speedup, one choice otherwise", xlabel="x")
+
+
+def _pairs(axis: Axes, names: Sequence[str], ours: Sequence[float], published: Sequence[float], unit: str) -> None:
+    places = range(len(names))
+    axis.bar([place - 0.2 for place in places], published, 0.4, label="published", color=COLOURS[1])
+    axis.bar([place + 0.2 for place in places], ours, 0.4, label="ours", color=COLOURS[0])
+    axis.set_xticks(list(places), list(names))
+    axis.set_ylabel(unit)
+    axis.legend(frameon=False)
+
+
+def _published(rows: Sequence[Row], item: str) -> float:
+    value = next((row.published for row in rows if row.item == item), None)
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+_FIGURES = {
+    "figure-3.10": _partitions,
+    "figure-3.11": _luts,
+    "figure-3.12": _skips,
+    "figure-3.13": _design_space,
+    "figure-3.14": _rivals,
+    "figure-3.15": _training,
+}
+_PANELS = {
+    "figure-3.10": 4, "figure-3.11": 2, "figure-3.12": 2, "figure-3.13": 3, "figure-3.14": 2, "figure-3.15": 2,
+}  # fmt: skip

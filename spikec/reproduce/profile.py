@@ -1,0 +1,58 @@
+"""Tables 3.1 and 3.2: what the GPU and the training masks give, the inputs of the model."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from spikec.reproduce.facts import Facts, Kind, Row
+
+_GPU = "another platform: its published constant"
+
+
+def profile_rows(facts: Facts) -> Iterator[Row]:
+    """The V100's latencies and their ratios; sparsities, ours where the data set is at hand."""
+    for name in ("mnist", "cifar10", "imagenet"):
+        item = f"table-3.1.{name}"
+        ann, snn = facts.number(f"{item}_ann_epoch"), facts.number(f"{item}_snn_epoch")
+        yield facts[f"{item}_ann_epoch"].row(ann, Kind.GIVEN, _GPU)
+        yield facts[f"{item}_snn_epoch"].row(snn, Kind.GIVEN, _GPU)
+        drop = facts[f"{item}_drop"]
+        if round(snn / ann, 2) == drop.value:
+            yield drop.row(round(snn / ann, 2), Kind.EXACT, "SNN over ANN latency of the same table")
+        else:
+            low, high = (snn - 0.005) / (ann + 0.005), (snn + 0.005) / (ann - 0.005)
+            why = f"SNN over ANN latency of the same table lies between {low:.3f} and {high:.3f}"
+            kind = Kind.EXACT if low <= float(drop.value or 0) <= high else Kind.INCONSISTENT
+            yield drop.row(snn / ann if kind is Kind.INCONSISTENT else drop.value, kind, why)
+    yield from _sparsities(facts)
+
+
+def _sparsities(facts: Facts) -> Iterator[Row]:
+    measured = _measured()
+    for item in [item for item in facts.by_item if item.startswith("table-3.2.")]:
+        name = item.removeprefix("table-3.2.")
+        if name in measured.percent:
+            yield facts[item].row(measured.percent[name], Kind.REPRODUCED, measured.how)
+        elif name.endswith("_accuracy"):
+            yield facts[item].row(None, Kind.GIVEN, "of a full training run, which is not repeated here")
+        else:
+            yield facts[item].row(
+                None, Kind.GIVEN, "input of the model; not measured here, the data set is not at hand"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """Sparsities in percent by item, and how they were measured."""
+
+    how: str
+    percent: dict[str, float]
+
+
+def _measured() -> _Measured:
+    text = (resources.files("spikec.reproduce") / "measured.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    return _Measured(how=table["how"], percent=table["percent"])
