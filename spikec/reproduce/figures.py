@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,8 @@ def _save(
         figure.savefig(partial, format="svg", metadata={"Date": None})
         partial.replace(path)
     except OSError as fault:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise CompileError(f"cannot write: {fault.strerror}", Loc(str(path))) from fault
     finally:
         plt.close(figure)
