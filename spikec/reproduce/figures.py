@@ -53,7 +53,10 @@ def _save(
     """Written beside and renamed."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, _PANELS[path.stem], figsize=(3.6 * _PANELS[path.stem], 3.2), squeeze=False)
+    panels = _PANELS[path.stem]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(sum(panels), 3.2), squeeze=False, gridspec_kw={"width_ratios": panels}
+    )
     draw(list(axes[0]), config, rows)
     figure.tight_layout()
     partial = path.with_name(f".{uuid.uuid4().hex}.part")
@@ -131,10 +134,10 @@ def _training(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) 
     axes[0].bar([row.variant for row in bars], [float(row.ours or 0) for row in bars], color=COLOURS[0])
     for item in ("speedup_low", "speedup_high"):
         axes[0].axhline(_published(rows, f"figure-3.15.{item}"), color=COLOURS[1], linewidth=1)
-    axes[0].set(title="lines: lowest and highest published", ylabel="speedup over V100, x")
+    axes[0].set(title="lines: published ends", ylabel="speedup over V100, x")
     variants = [row for row in rows if row.item == "figure-3.15.speedup_low" and row.variant]
     values = [float(row.ours or 0) for row in variants]
-    names = [row.variant if len(row.variant) < 44 else f"{row.variant[:42]}..." for row in variants]
+    names = [row.variant if len(row.variant) < 70 else f"{row.variant[:67]}..." for row in variants]
     axes[1].barh(names, values, color=COLOURS[2])
     axes[1].axvline(_published(rows, "figure-3.15.speedup_low"), color=COLOURS[1], linewidth=1)
     axes[1].invert_yaxis()
@@ -147,8 +150,8 @@ def _pairs(axis: Axes, names: Sequence[str], ours: Sequence[float], published: S
     axis.bar([place - 0.2 for place in places], published, 0.4, label="published", color=COLOURS[1])
     axis.bar([place + 0.2 for place in places], ours, 0.4, label="ours", color=COLOURS[0])
     axis.set_xticks(list(places), list(names))
-    axis.set_ylabel(unit)
-    axis.legend(frameon=False)
+    axis.set(ylabel=unit, ylim=(0, 1.3 * max(*published, *ours)))
+    axis.legend(frameon=False, ncols=2, loc="upper center")
 
 
 def _published(rows: Sequence[Row], item: str) -> float:
@@ -164,6 +167,11 @@ _FIGURES = {
     "figure-3.14": _rivals,
     "figure-3.15": _training,
 }
-_PANELS = {
-    "figure-3.10": 4, "figure-3.11": 2, "figure-3.12": 2, "figure-3.13": 3, "figure-3.14": 2, "figure-3.15": 2,
-}  # fmt: skip
+_PANELS = {  # widths in inches
+    "figure-3.10": (3.6, 3.6, 3.6, 3.6),
+    "figure-3.11": (3.6, 3.6),
+    "figure-3.12": (3.6, 3.6),
+    "figure-3.13": (3.6, 3.6, 3.6),
+    "figure-3.14": (3.6, 3.6),
+    "figure-3.15": (3.2, 6.8),
+}
