@@ -151,11 +151,17 @@ def _cuts(layer: NetworkLayer, consumer: Consumer, config: H2LearnConfig) -> Ite
 
 
 def _sizes(layer: NetworkLayer, consumer: Consumer, config: H2LearnConfig) -> Iterator[tuple[int, int]]:
-    """Tiles of the Soma's input; in front of a linear layer runs of positions in memory order, rows first."""
+    """Tiles of the Soma's input; in front of a linear layer runs of positions in memory order, rows first.
+
+    In front of a convolution its outputs fill a tile first, even where that cuts time: the PEs work on these, and a
+    pooling makes more of them afterwards.
+    """
+    unit_h, unit_w = _pool_unit(layer, 0), _pool_unit(layer, 1)
     if consumer.origin is not Origin.FC or not layer.synapse_type.has("H"):
+        if consumer.origin is Origin.CONV and (unit_h, unit_w) != (1, 1):
+            yield config.tile.h * unit_h, config.tile.w * unit_w
         yield from tile_sizes(layer, config)
         return
-    unit_h, unit_w = _pool_unit(layer, 0), _pool_unit(layer, 1)
     maps = layer.output_type if layer.synapse is None else layer.synapse_type
     width = -(-maps.size("W") // unit_w) * unit_w
     if width <= config.tile.w:

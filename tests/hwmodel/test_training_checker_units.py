@@ -164,7 +164,7 @@ MUTATIONS: dict[str, Case] = {
     ),
     "an average": pooled(
         change(BACKWARD, BE, Grad, {"pool1": PoolKind.AVG}, pool1=PoolKind.MAX),
-        "overwrites part 3 of bank 0 of be_mask, which nothing has read",
+        "part 3 of bank 0 of be_mask is written, and never read",
     ),
     "no pooling": digits(
         change(BACKWARD, BE, Grad, {"pool2": PoolKind.NONE}, pool2=PoolKind.AVG),
