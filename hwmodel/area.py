@@ -12,6 +12,7 @@ from hwmodel.isa import Buffer, Queue
 UM2_PER_MM2 = 1e6
 MIB = KIB * KIB
 F16_BYTES, F16_BITS = 2, 16
+CONV_TAPS = 9  # weights of one column that a PE selects from
 BACKWARD_OPERATIONS = 3  # of a Backward Engine PE each cycle: multiply, add to the partial sum, add in the Acc tree
 ENGINES = (Queue.FE, Queue.BE, Queue.WUE)
 
@@ -102,6 +103,8 @@ def engine_area(config: H2LearnConfig, engine: Queue, table: AreaTable | None = 
     buffers = pes * (backward.pe_tile_bytes + backward.pe_psum_bytes) * table.pe_buffer.value
     id_buffers = backward.cols * backward.id_buffers
     finders = id_buffers * table.output_finder.value + pes * table.input_finder.value
+    # a PE that works for several columns selects among the weights of all of them
+    finders += pes * F16_BITS * CONV_TAPS * (backward.shared_columns - 1) * table.mux_bit.value
     return EngineArea(
         adders=adders,
         multipliers=pes * table.fp16_mul.value / UM2_PER_MM2,

@@ -16,6 +16,7 @@ from hwmodel.isa import Buffer
 
 KIB = 1024
 LARGEST = 1 << 53  # numbers beyond are no sizes, and are not exact as floats
+MAY_BE_ZERO = ("pipe", "_cycles", "run_ahead")
 MOST_LUT_ROWS = 64  # PE rows that the functional Forward Engine can look up at once
 
 
@@ -144,7 +145,11 @@ class BackwardBuffers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackwardConfig:
-    """Backward Engine: rows x cols groups of `pe_group` multiply-add PEs; `pipe` in cycles."""
+    """Backward Engine: rows x cols groups of `pe_group` multiply-add PEs; `pipe` in cycles.
+
+    run_ahead: tiles that a PE may be ahead of the slowest one, 0 where all wait for it.
+    shared_columns: columns whose PEs share the output IDs of all of them, 1 where each column has its own.
+    """
 
     rows: int
     cols: int
@@ -155,6 +160,8 @@ class BackwardConfig:
     pe_psum_bytes: int
     skips: Skips
     synchronise: Synchronise
+    run_ahead: int
+    shared_columns: int
     buffers_kb: BackwardBuffers
 
 
@@ -346,7 +353,7 @@ def _scalar(kind: type, value: object, path: str, faults: list[str]) -> object:
         faults.append(f"{path} is {_shown(value)}, must be {'a number' if kind is float else kind.__name__}")
     elif not isinstance(value, str) and value > LARGEST:
         faults.append(f"{path} is too large, must be finite and at most {LARGEST}")
-    elif isinstance(value, int) and kind is int and value < (least := 0 if path.endswith(("pipe", "_cycles")) else 1):
+    elif isinstance(value, int) and kind is int and value < (least := 0 if path.endswith(MAY_BE_ZERO) else 1):
         faults.append(f"{path} is {_shown(value)}, must be at least {least}")
     elif isinstance(value, int | float) and kind is float and not value > 0:  # NaN is not positive either
         faults.append(f"{path} is {_shown(value)}, must be positive")
@@ -363,6 +370,35 @@ def _shown(value: object) -> str:
     return "a table" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
+def _check_balance(config: H2LearnConfig, faults: list[str]) -> None:
+    """A tile that a PE is ahead stands in the other bank of its tile buffer, its sums in another bank of partial sums.
+
+    The finders of shared columns deal one list of output IDs, so that each has as many columns as the others.
+    """
+    backward, tile = config.backward, config.tile
+    if backward.cols % backward.shared_columns:
+        faults.append(
+            f"backward.shared_columns is {backward.shared_columns}, must divide backward.cols {backward.cols}"
+        )
+    if not backward.run_ahead:
+        return
+    if backward.run_ahead > 1:
+        faults.append(
+            f"backward.run_ahead is {backward.run_ahead}, must be at most 1: a PE's tile buffer has two banks"
+        )
+    if backward.synchronise is not Synchronise.TILE:
+        faults.append(
+            f"backward.run_ahead is {backward.run_ahead}, must be 0 where backward.synchronise is "
+            f"{str(backward.synchronise)!r}"
+        )
+    needed = (backward.run_ahead + 1) * 2 * math.ceil(tile.h * tile.w / backward.pe_group)
+    if backward.pe_psum_bytes < needed:
+        faults.append(
+            f"backward.pe_psum_bytes is {backward.pe_psum_bytes}, needs {needed} for backward.run_ahead "
+            f"{backward.run_ahead}"
+        )
+
+
 def _check_structure(config: H2LearnConfig, faults: list[str]) -> None:
     """Sizes that must fit each other: LUTs their taps, banks at least one output of one sample and step."""
     forward, backward = config.forward, config.backward
@@ -372,6 +408,7 @@ def _check_structure(config: H2LearnConfig, faults: list[str]) -> None:
     for path, rows in (("forward.rows", forward.rows), ("backward.rows", backward.rows)):
         if rows & (rows - 1):
             faults.append(f"{path} is {rows}, must be a power of two, as the adder tree of a column")
+    _check_balance(config, faults)
     if config.memory.count != 3:
         faults.append(f"memory.count is {config.memory.count}, the engines use 3")
     tile_bytes = config.tile.h * config.tile.w * 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwmodel.config import H2LearnConfig, Halo, MembraneWrite
+from hwmodel.config import H2LearnConfig, Halo, MembraneWrite, Synchronise
 from hwmodel.isa import (
     ENGINE_BUFFERS,
     GRADIENT_BUFFERS,
@@ -42,8 +42,8 @@ def instruction_work(
 
     Forward Engine, convolution: ceil(nn / lanes) * nt * tile; an edge tile costs a full one.
     Forward Engine, linear: ceil(nn / lanes) * nt for each group of rows x sub-LUTs inputs.
-    Backward Engine, dense: nt * nn * (ceil(rows * row width / pe_group) * taps + pipe), since dense passes step through
-    whole rows of a tile; linear: ceil(outputs / pe_group).
+    Backward Engine, dense: nt * nn * ceil(rows * row width / pe_group) * taps, stepping through whole rows
+    of a tile, and the fills of the pipeline; linear: ceil(outputs / pe_group).
     Backward Engine, gradient of a convolution: what `tiles` counts.
     Weight Update Engine, convolution: nn * windows * (ceil(taps * channels / lanes) + program); linear:
     ceil(inputs * ceil(nn / 2) / lanes).
@@ -192,13 +192,15 @@ def _dense(tile: ConvTile | OuterTile, taps: int, rows: int, config: H2LearnConf
     backward = config.backward
     outputs = tile.h * tile.w
     steps = -(-tile.h * config.tile.w // backward.pe_group)
+    # PEs that wait for nobody run on from tile to tile
+    fills = 1 if backward.synchronise is Synchronise.ITERATION or backward.run_ahead else tile.nt * tile.nn
     images = tile.nt * tile.nn
     macs = images * outputs * taps * rows * tile.cols
     source = images * rows * _region(tile) * F16_BYTES
     psum = images * outputs * tile.cols * F16_BYTES
     if isinstance(tile, OuterTile):  # the sums are weights', the outputs are read
         return Work(
-            cycles=images * (steps * taps + backward.pipe),
+            cycles=images * steps * taps + fills * backward.pipe,
             macs=macs,
             multiplies=macs,
             adds=macs,
@@ -206,7 +208,7 @@ def _dense(tile: ConvTile | OuterTile, taps: int, rows: int, config: H2LearnConf
             written={Buffer.BE_PSUM: taps * rows * tile.cols * F16_BYTES},
         )
     return Work(
-        cycles=images * (steps * taps + backward.pipe),
+        cycles=images * steps * taps + fills * backward.pipe,
         macs=macs,
         multiplies=macs,
         adds=macs + images * outputs * rows * tile.cols,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hwmodel.config import H2LearnConfig, Skips, Synchronise
 from hwmodel.isa import GradConvTile
-from hwmodel.timing.tiles import TileCounts
+from hwmodel.timing.tiles import TileCounts, run_ahead_cycles
 
 Mask = npt.NDArray[np.bool_] | npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -35,8 +35,9 @@ class WindowSums:
 class OutputGroups:
     """Effectual O Finder: the outputs that each PE of the groups of a row gets.
 
-    Shapes: groups (images, outputs, PEs of a group x columns), 1 where the PE computes the output; found (images,
-    outputs), columns that want it. One image and one column stand for all where no output is skipped.
+    Shapes: groups (images, outputs, PEs of a row), how often the PE computes the output: once, or for several of its
+    shared columns; found (images, outputs), columns that want it. One image stands for all where no output is skipped,
+    and then one column too unless columns are shared.
     Source: section 3.2.3, figure 3.6 (a).
     """
 
@@ -74,23 +75,39 @@ def window_sums(inputs: Mask | None, tile: GradConvTile, config: H2LearnConfig) 
 def output_groups(outputs: Mask | None, tile: GradConvTile, config: H2LearnConfig) -> OutputGroups:
     """Valid outputs of every column, dealt out in turn by their rank; all where outputs are not skipped or not known.
 
+    With shared columns a list holds the outputs of all columns of one place modulo cols / shared_columns, position by
+    position, and goes to the PEs of that many columns.
     Shapes: outputs (images, h, w, cols).
     """
-    group, size = config.backward.pe_group, tile.h * tile.w
-    if outputs is None or not tile.out_sparsity or config.backward.skips not in (Skips.BOTH, Skips.OUTPUTS):
-        dealt = np.arange(size)[:, None] % group == np.arange(group)
-        return OutputGroups(groups=dealt[None].astype(np.float32), found=np.full((1, size), float(tile.cols)))
+    backward, size = config.backward, tile.h * tile.w
+    known = outputs is not None and tile.out_sparsity and backward.skips in (Skips.BOTH, Skips.OUTPUTS)
+    if not known:
+        found = np.full((1, size), float(tile.cols))
+        width = 1 if backward.shared_columns == 1 else tile.cols
+        return OutputGroups(groups=_dealt(np.ones((1, size, width), np.bool_), config), found=found)
+    assert outputs is not None
     images = tile.nt * tile.nn
     assert outputs.shape == (images, tile.h, tile.w, tile.cols)
     valid = (outputs != 0).reshape(images, size, tile.cols)
-    rank = np.cumsum(valid, axis=1, dtype=np.int16 if size < 1 << 15 else np.int32)  # from 1
-    lane = np.where(valid, (rank - 1) % group, -1)
-    groups = np.empty((images, size, group, tile.cols), np.float32)
-    for number in range(group):
-        groups[:, :, number] = lane == number
-    return OutputGroups(
-        groups=groups.reshape(images, size, group * tile.cols), found=valid.sum(axis=2, dtype=np.float64)
-    )
+    return OutputGroups(groups=_dealt(valid, config), found=valid.sum(axis=2, dtype=np.float64))
+
+
+def _dealt(valid: npt.NDArray[np.bool_], config: H2LearnConfig) -> F32:
+    """Outputs by PE. Shapes: valid (images, outputs, columns) -> (images, outputs, PEs of a list x lists)."""
+    backward = config.backward
+    images, size, columns = valid.shape
+    lists = min(backward.cols // backward.shared_columns, columns)
+    share = -(-columns // lists)
+    pes = backward.pe_group * backward.shared_columns
+    padded = np.zeros((images, size, share * lists), np.bool_)
+    padded[:, :, :columns] = valid
+    entries = padded.reshape(images, size * share, lists)
+    rank = np.cumsum(entries, axis=1, dtype=np.int16 if size * share < 1 << 15 else np.int32)  # from 1
+    pe = np.where(entries, (rank - 1) % pes, -1).reshape(images, size, share, lists)
+    groups = np.empty((images, size, pes, lists), np.float32)
+    for number in range(pes):
+        groups[:, :, number] = (pe == number).sum(axis=2, dtype=np.uint8)
+    return groups.reshape(images, size, pes * lists)
 
 
 def counts_by_image(sums: WindowSums, groups: OutputGroups, images: int) -> F64:
@@ -101,20 +118,27 @@ def counts_by_image(sums: WindowSums, groups: OutputGroups, images: int) -> F64:
 
 
 def tile_counts(sums: WindowSums, groups: OutputGroups, tile: GradConvTile, config: H2LearnConfig) -> TileCounts:
-    """One instruction, from what its finders found.
+    """One instruction, from what its finders found."""
+    images = tile.nt * tile.nn
+    cycles = array_cycles(np.matmul(sums.cycles, groups.groups), images, config)
+    pairs, found, busy = (float(effort.sum()) * (images // len(effort)) for effort in _effort(sums, groups))
+    return TileCounts(cycles=cycles, macs=pairs, outputs=found, pe_cycles=busy)
+
+
+def array_cycles(by_pe: F32, images: int, config: H2LearnConfig) -> float:
+    """Cycles of an array whose PEs are busy for `by_pe`, pipeline fills included.
 
     The slowest PE decides over each tile, or over all tiles of the iteration: then PEs run on from tile to tile, and
-    the pipeline fills once.
+    the pipeline fills once. Between the two a PE runs on until it is `run_ahead` tiles ahead of the slowest one.
+    Shapes: by_pe (images, rows, PEs of a row); one image stands for all.
     """
-    backward, images = config.backward, tile.nt * tile.nn
-    by_pe = np.matmul(sums.cycles, groups.groups)
-    repeats = images // len(by_pe)  # of an image that stands for all
-    if backward.synchronise is Synchronise.TILE:
-        slowest = by_pe.max(axis=(1, 2)).sum(dtype=np.float64) * repeats + images * backward.pipe
-    else:
-        slowest = by_pe.sum(axis=0, dtype=np.float64).max() * repeats + backward.pipe
-    pairs, found, busy = (float(effort.sum()) * (images // len(effort)) for effort in _effort(sums, groups))
-    return TileCounts(cycles=float(slowest), macs=pairs, outputs=found, pe_cycles=busy)
+    backward = config.backward
+    repeats = images // len(by_pe)
+    if backward.synchronise is Synchronise.ITERATION:
+        return float(by_pe.sum(axis=0, dtype=np.float64).max()) * repeats + backward.pipe
+    if backward.run_ahead:
+        return run_ahead_cycles(by_pe.reshape(len(by_pe), -1), images, backward.run_ahead, backward.pipe)
+    return float(by_pe.max(axis=(1, 2)).sum(dtype=np.float64)) * repeats + images * backward.pipe
 
 
 def mask_counts(inputs: Mask | None, outputs: Mask | None, tile: GradConvTile, config: H2LearnConfig) -> TileCounts:

@@ -36,7 +36,7 @@ class SampledTiles:
     The elements of a mask are drawn independently. With `spread` c the density of each channel of a tile is itself
     drawn, from the beta distribution of alpha = p * c and beta = (1 - p) * c: the less c, the more channels differ.
     Each shape of tile has a pool of `samples_per_shape` tiles from which an instruction draws its own, so that all
-    follows from seed, shape, densities and position. With synchronisation by iteration the pool holds whole
+    follows from seed, shape, densities and position. Where PEs run on from tile to tile the pool holds whole
     iterations, whose channels keep their density. The halo is drawn as the rest: no zeros at the rim of the map.
     Raises: CompileError for a layer without densities, or a number out of range.
     """
@@ -68,7 +68,7 @@ class SampledTiles:
             known = ", ".join(map(str, sorted(self.densities))) or "none"
             raise CompileError(f"layer {tile.layer} has no densities, those given are {known}", Loc("densities"))
         images = tile.nt * tile.nn
-        by_iteration = self.config.backward.synchronise is Synchronise.ITERATION
+        by_iteration = self._by_iteration()
         key = (_numbers(tile), images if by_iteration else 1, density)
         pool = self._pools.get(key)
         if pool is None:
@@ -83,7 +83,7 @@ class SampledTiles:
         numbers, images, density = key
         sequence = np.random.SeedSequence([self.seed, *numbers, images, *_bits(density.inputs, density.outputs)])
         rng = np.random.default_rng(sequence)
-        if self.config.backward.synchronise is Synchronise.ITERATION:
+        if self._by_iteration():
             samples = -(-self.samples_per_shape // ITERATIONS_PER_SAMPLE)
             counts = np.array([self._iteration(tile, density, rng) for _ in range(samples)])
         else:
@@ -93,6 +93,11 @@ class SampledTiles:
             counts = counts_by_image(sums, groups, self.samples_per_shape)
             counts[:, 0] += self.config.backward.pipe
         return _Pool(counts=counts, seed=int(sequence.generate_state(1, np.uint64)[0]))
+
+    def _by_iteration(self) -> bool:
+        """Whether the tiles of an iteration depend on each other."""
+        backward = self.config.backward
+        return backward.synchronise is Synchronise.ITERATION or backward.run_ahead > 0
 
     def _iteration(self, tile: GradConvTile, density: Density, rng: np.random.Generator) -> tuple[float, ...]:
         found = mask_counts(*self._masks(tile, density, rng, 1), tile, self.config)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from hwmodel.config import H2LearnConfig
+import numpy as np
+import numpy.typing as npt
+
+from hwmodel.config import BackwardConfig, H2LearnConfig, Synchronise
 from hwmodel.isa import GradConvTile
 
 
@@ -36,8 +39,8 @@ class TileSource(Protocol):
 class DenseTiles:
     """No zero is skipped, or nothing is known of the masks.
 
-    A tile takes ceil(outputs / group) * taps cycles, and the pipeline's fill; with a stride s an output has about
-    taps / s**2 valid taps, counted exactly.
+    A tile takes ceil(outputs / group) * taps cycles; with a stride s an output has about taps / s**2 valid taps,
+    counted exactly. The pipeline fills for each tile, or once where PEs run on through all tiles.
     """
 
     config: H2LearnConfig
@@ -48,15 +51,46 @@ class DenseTiles:
         rows = _taps(tile.h, tile.kernel_h, tile.stride_h, tile.top)
         columns = _taps(tile.w, tile.kernel_w, tile.stride_w, tile.left)
         works = [max(1, y * x) for y in rows for x in columns]  # output by output, in scan order
-        groups = [sum(works[lane :: backward.pe_group]) for lane in range(backward.pe_group)]
-        tiles, outputs = tile.nt * tile.nn, len(works)
-        pairs = sum(rows) * sum(columns)
+        tiles, outputs, pairs = tile.nt * tile.nn, len(works), sum(rows) * sum(columns)
+        by_pe = _works_by_pe(works, tile.cols, backward)
+        if backward.synchronise is Synchronise.ITERATION:
+            cycles: float = tiles * max(by_pe) + backward.pipe
+        elif backward.run_ahead:
+            cycles = run_ahead_cycles(np.array([by_pe], np.float64), tiles, backward.run_ahead, backward.pipe)
+        else:
+            cycles = tiles * (max(by_pe) + backward.pipe)
         return TileCounts(
-            cycles=tiles * (max(groups) + backward.pipe),
+            cycles=cycles,
             macs=tiles * pairs * tile.rows * tile.cols,
             outputs=tiles * outputs * tile.cols,
             pe_cycles=tiles * sum(works) * tile.rows * tile.cols,
         )
+
+
+def run_ahead_cycles(by_pe: npt.NDArray[np.floating], images: int, most: int, pipe: int) -> float:
+    """Cycles until all PEs have done all tiles; a PE that waited for the slowest one fills its pipeline anew.
+
+    start[i] = max(end[i - 1], max over PEs of end[i - 1 - most]), + pipe where that is later than end[i - 1].
+    Shapes: by_pe (images, PEs), or (1, PEs) for all.
+    """
+    end = np.full(by_pe.shape[1], float(pipe))
+    done: list[float] = []
+    for image in range(images):
+        if image > most:
+            limit = done[image - 1 - most]
+            end = np.where(end < limit, limit + pipe, end)
+        end += by_pe[image % len(by_pe)]
+        done.append(float(end.max()))
+    return done[-1]
+
+
+def _works_by_pe(works: list[int], columns: int, backward: BackwardConfig) -> list[int]:
+    """Cycles of each PE, over lists of the outputs of as many columns as share one."""
+    lists = min(backward.cols // backward.shared_columns, columns)
+    pes = backward.pe_group * backward.shared_columns
+    shares = {columns // lists, -(-columns // lists)}
+    dealt = ([work for work in works for _ in range(share)] for share in shares)
+    return [sum(entries[pe::pes]) for entries in dealt for pe in range(pes)]
 
 
 def _taps(size: int, kernel: int, stride: int, first: int) -> list[int]:

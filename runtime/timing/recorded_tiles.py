@@ -207,6 +207,11 @@ class RecordedSession(TrainingSession):
         for machine in self._machines:
             machine.observer = self.recorder
 
+    def stop_recording(self) -> None:
+        """Go on without: what follows is not recorded."""
+        for machine in self._machines:
+            machine.observer = None
+
 
 class _Recent(Generic[Found]):
     """What was found of the masks seen last, by the content of their banks."""

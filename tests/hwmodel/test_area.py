@@ -153,3 +153,12 @@ def test_lanes_copy_adders_but_not_storage(lanes: int) -> None:
 def test_partitions_trade_adders_for_storage(engine: Queue, sub_luts: int, adders: int, kib: int) -> None:
     one = with_partition(CONFIG, engine, sub_luts)
     assert (adder_count(one, engine), lut_bytes(one, engine)) == (adders, kib * KIB)
+
+
+def test_shared_columns_cost_their_selectors() -> None:
+    """4,096 PEs select among 36 weights instead of 9: 27 x 16 bits of a multiplexer each."""
+    preset, balanced = (load_config(name) for name in ("h2learn", "h2learn_balanced"))
+    plain = replace(balanced, backward=replace(balanced.backward, shared_columns=1))
+    selectors = 4096 * 27 * 16 * area_table().mux_bit.value / 1e6
+    assert chip_area(balanced).total - chip_area(plain).total == pytest.approx(selectors, rel=1e-9)
+    assert chip_area(preset).total < chip_area(balanced).total < 1.1 * chip_area(preset).total

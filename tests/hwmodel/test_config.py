@@ -51,6 +51,8 @@ PRESET = {
         "pe_psum_bytes": 32,
         "skips": "both",
         "synchronise": "tile",
+        "run_ahead": 0,
+        "shared_columns": 1,
         "buffers_kb": {
             "gm_in": 266.0,
             "w": 36.0,
@@ -119,7 +121,7 @@ def fields(node: Table, prefix: str = "") -> Iterator[tuple[str, object]]:
 FIELDS = dict(fields(PRESET))
 INTEGERS = [path for path, value in FIELDS.items() if isinstance(value, int)]
 FLOATS = [path for path, value in FIELDS.items() if isinstance(value, float)]
-MAY_BE_ZERO = {"forward.program_cycles", "backward.pipe", "weight_update.program_cycles"}
+MAY_BE_ZERO = {"forward.program_cycles", "backward.pipe", "weight_update.program_cycles", "backward.run_ahead"}
 
 
 def refusal(source: Table) -> str:
@@ -196,7 +198,9 @@ def test_a_file_without_base_must_state_all(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(CompileError, match=r"no preset 'h3learn'\n  hint: presets: h2learn, or FILE.toml"):
+    with pytest.raises(
+        CompileError, match=r"no preset 'h3learn'\n  hint: presets: h2learn, h2learn_balanced, or FILE.toml"
+    ):
         load_config("h3learn")
 
 
@@ -302,6 +306,35 @@ def test_sizes_that_the_engines_do_not_have_are_refused(path: str, value: int, m
     if path == "forward.rows":
         source = _edited(source, ["forward", "buffers_kb", "w"], 72.0)
     assert refusal(source).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shared_columns": 3}, "backward.shared_columns is 3, must divide backward.cols 64"),
+        ({"run_ahead": 1}, "backward.pe_psum_bytes is 32, needs 64 for backward.run_ahead 1"),
+        (
+            {"run_ahead": 2, "pe_psum_bytes": 96},
+            "backward.run_ahead is 2, must be at most 1: a PE's tile buffer has two banks",
+        ),
+        (
+            {"run_ahead": 1, "pe_psum_bytes": 64, "synchronise": "iteration"},
+            "backward.run_ahead is 1, must be 0 where backward.synchronise is 'iteration'",
+        ),
+    ],
+)
+def test_a_balance_that_the_engine_cannot_keep_is_refused(changes: Table, message: str) -> None:
+    source = table()
+    for name, value in changes.items():
+        source = _edited(source, ["backward", name], value)
+    assert refusal(source) == message
+
+
+def test_the_balanced_preset_differs_in_its_backward_engine() -> None:
+    source = table() | {"name": "h2learn_balanced"}
+    for name, value in {"run_ahead": 1, "shared_columns": 4, "pe_psum_bytes": 64}.items():
+        source = _edited(source, ["backward", name], value)
+    assert load_config("h2learn_balanced").as_mapping() == source
 
 
 @pytest.mark.parametrize(("path", "value"), [("forward.rows", 1), ("backward.rows", 64), ("backward.cols", 100)])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwmodel.config import Skips, Synchronise
+from hwmodel.config import Skips, Synchronise, load_config
 from hwmodel.errors import CompileError
 from hwmodel.timing.masked_tiles import mask_counts
 from hwmodel.timing.sampled_tiles import Density, SampledTiles
@@ -42,15 +42,29 @@ def test_place_of_the_tile_does_not_matter(seed: int, layer: int, bank: int, acc
 
 
 @pytest.mark.parametrize("synchronise", Synchronise)
+@pytest.mark.parametrize("run_ahead", [0, 1])
+@pytest.mark.parametrize("shared_columns", [1, 4])
 @pytest.mark.parametrize("spread", [None, 4.0])
-def test_no_zeros_is_dense(synchronise: Synchronise, spread: float | None) -> None:
-    """Density 1, which has no spread either; the pipeline fills once where PEs run on."""
-    config = backward(synchronise=synchronise)
+def test_no_zeros_is_dense(synchronise: Synchronise, run_ahead: int, shared_columns: int, spread: float | None) -> None:
+    """Density 1, which has no spread either; 15 outputs of one row each take 4 * 9 cycles by 4 PEs.
+
+    The pipeline fills for each of the 4 tiles, or once where PEs run on. Three columns share nothing among 16 lists.
+    """
+    config = backward(synchronise=synchronise, run_ahead=run_ahead, shared_columns=shared_columns)
     full = SampledTiles(config, {1: Density(inputs=1.0, outputs=1.0)}, 0, samples_per_shape=4, spread=spread)
+    fills = 1 if run_ahead or synchronise is Synchronise.ITERATION else 4
+    busy = 9 * (4 if shared_columns == 1 else 1)
     dense = DenseTiles(config).counts(SMALL, 0)
-    fills = 4 if synchronise is Synchronise.TILE else 1
-    pipe = config.backward.pipe
-    assert full.counts(SMALL, 0) == replace(dense, cycles=dense.cycles - 4 * pipe + fills * pipe)
+    assert dense.cycles == 4 * busy + fills * config.backward.pipe
+    assert full.counts(SMALL, 0) == dense
+
+
+def test_run_ahead_draws_whole_iterations() -> None:
+    """The same draws as by iteration, in as many cycles or more; a tenth fewer than by tile, whose draws are others."""
+    engines = [backward(), backward(run_ahead=1), backward(synchronise=Synchronise.ITERATION)]
+    by_tile, ahead, by_iteration = (SampledTiles(config, QUARTER, 0).counts(ITERATION, 0) for config in engines)
+    assert by_iteration.cycles <= ahead.cycles < 0.9 * by_tile.cycles
+    assert replace(ahead, cycles=by_iteration.cycles) == by_iteration
 
 
 @pytest.mark.parametrize(("synchronise", "fills"), [(Synchronise.TILE, 40), (Synchronise.ITERATION, 1)])
@@ -143,3 +157,15 @@ def test_refusals(make: object, message: str) -> None:
     assert callable(make)
     with pytest.raises(CompileError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("spread", "least"), [(None, 1.8), (16.0, 1.7), (4.0, 1.6)])
+def test_pes_of_the_balanced_preset_wait_less(spread: float | None, least: float) -> None:
+    """A quarter valid: the same work in a little more than half the cycles, however much channels differ."""
+    published, balanced = (
+        [SampledTiles(load_config(name), QUARTER, 0, 16, spread).counts(ITERATION, position) for position in range(8)]
+        for name in ("h2learn", "h2learn_balanced")
+    )
+    before, after = (sum(counts.cycles for counts in found) for found in (published, balanced))
+    assert before > least * after
+    assert sum(counts.pe_cycles for counts in balanced) <= after * 16 * 64 * 4

@@ -179,6 +179,8 @@ def test_counts_of_random_networks(network: RandomNetwork, data: st.DataObject) 
         skips=data.draw(st.sampled_from(Skips)),
         synchronise=data.draw(st.sampled_from(Synchronise)),
         pe_group=data.draw(st.integers(1, 4)),
+        run_ahead=data.draw(st.integers(0, 2)),
+        shared_columns=data.draw(st.sampled_from([1, 2, 4])),
     )
     config = replace(program.config, backward=engine)
     seen = run_if_finite(program, config, data.draw(st.integers(0, 99)))
