@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from runtime.session import RunResult, engines_for, run_program
     from runtime.training_session import StepReport, TrainingSession
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "CompileError": "compiler.ir",

@@ -18,7 +18,8 @@ from compiler.passes.driver import pass_name
 from hwmodel.config import H2LearnConfig, load_config
 from hwmodel.errors import CompileError, Loc
 from hwmodel.program_file import save_program
-from hwmodel.timing import ProgramTiming, program_timing
+from hwmodel.program import Phase
+from runtime.timing.step import StepCost, step_cost
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
 from spikec.models import load_model
 
@@ -64,7 +65,7 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
         )
     compiled = _compiled(request, model.graph, config)
     save_program(compiled.program, request.output)
-    program, timing = compiled.program, program_timing(compiled.program)
+    program, cost = compiled.program, step_cost(compiled.program)
     counts = {str(phase): sum(map(len, streams.values())) for phase, streams in program.phases.items()}
     result: dict[str, Json] = {
         "program": str(request.output),
@@ -73,9 +74,9 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
         "instructions_by_phase": counts,
         "timesteps": program.timesteps,
         "batch": program.batch,
-        "latency_cycles": timing.latency_cycles,
-        "cycles_per_sample": timing.cycles_per_sample,
-        "latency_us": timing.latency_us,
+        "latency_cycles": forward_cycles(cost),
+        "cycles_per_sample": cost.cycles_per_sample,
+        "latency_us": forward_cycles(cost) / config.clock_ghz / 1000,
         "weights": compiled.weights,
         "weights_flushed_to_zero": compiled.flushed_weights,
         "file_bytes": request.output.stat().st_size,
@@ -85,7 +86,7 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
     if as_json:
         print_json(result)
     else:
-        _show(f"{request.model} on {config.name}", compiled, timing, str(request.output), time.perf_counter() - start)
+        _show(f"{request.model} on {config.name}", compiled, cost, str(request.output), time.perf_counter() - start)
     return 0
 
 
@@ -104,11 +105,16 @@ def _compiled(request: CompileRequest, graph: Graph, config: H2LearnConfig) -> C
     )
 
 
-def _show(
-    title: str, compiled: Compiled | CompiledTraining, timing: ProgramTiming, output: str, seconds: float
-) -> None:
-    program = compiled.program
-    what = "latency of a sub-batch" if program.training is None else "forward pass of a sub-batch"
+def forward_cycles(cost: StepCost) -> float:
+    """Cycles of a sub-batch forwards."""
+    return next(timing.elapsed_cycles for phase, timing in cost.phases.items() if phase in (Phase.RUN, Phase.FORWARD))
+
+
+def _show(title: str, compiled: Compiled | CompiledTraining, cost: StepCost, output: str, seconds: float) -> None:
+    program, cycles = compiled.program, forward_cycles(cost)
+    is_inference = program.training is None
+    what = "latency of a sub-batch" if is_inference else "forward pass of a sub-batch"
+    per_sample = "cycles per sample" if is_inference else "cycles per sample of a training step, dense gradients"
     print_table(
         title,
         [
@@ -116,8 +122,8 @@ def _show(
             ("layers", str(len(program.layers))),
             ("instructions", f"{program.instructions:,}"),
             ("time steps, samples of a sub-batch", f"{program.timesteps}, {program.batch}"),
-            (what, f"{timing.latency_cycles:,} cycles ({timing.latency_us:,.1f} us)"),
-            ("cycles per sample", f"{timing.cycles_per_sample:,.0f}"),
+            (what, f"{cycles:,.0f} cycles ({cycles / program.config.clock_ghz / 1000:,.1f} us)"),
+            (per_sample, f"{cost.cycles_per_sample:,.0f}"),
             ("weights, flushed to zero in FP16", f"{compiled.weights:,}, {compiled.flushed_weights:,}"),
             ("compiled in", f"{seconds:.1f} s"),
         ],

@@ -13,8 +13,8 @@ from compiler.h2learn.compile import Compiled, compile_inference
 from compiler.ir import Graph
 from compiler.ir.ops import Lif
 from hwmodel.config import load_config
-from hwmodel.timing import program_timing
 from runtime.session import RunResult, engines_for, run_program
+from runtime.timing.step import step_cost
 from runtime.traces import agreement, same_bits
 from spikec.commands.samples import HeldOut, held_out
 from spikec.commands.talk import print_json, print_table, progress_bar
@@ -37,7 +37,7 @@ class DemoReport:
     bit_exact_vs_golden: bool
     golden_samples: int
     cycles_per_sample: float
-    latency_cycles_batch1: int
+    latency_cycles_batch1: float
     instructions: int
     timesteps: int
     sub_batch: int
@@ -112,8 +112,8 @@ def _report(
         spikes_agree=spikes_agree(model.graph, inputs, machine),
         bit_exact_vs_golden=exact,
         golden_samples=golden_samples,
-        cycles_per_sample=program_timing(program).cycles_per_sample,
-        latency_cycles_batch1=program_timing(single).latency_cycles,
+        cycles_per_sample=step_cost(program).cycles_per_sample,
+        latency_cycles_batch1=step_cost(single).cycles,
         instructions=program.instructions,
         timesteps=program.timesteps,
         sub_batch=program.batch,
@@ -148,7 +148,7 @@ def _show(report: DemoReport) -> None:
             ("spikes that agree, all layers and steps", f"{report.spikes_agree:.6f}"),
             (f"fast engine equals golden engine, {report.golden_samples} samples", exact),
             (f"cycles per sample, sub-batch {report.sub_batch}", f"{report.cycles_per_sample:,.0f}"),
-            ("latency of one sample alone", f"{report.latency_cycles_batch1:,} cycles"),
+            ("latency of one sample alone", f"{report.latency_cycles_batch1:,.0f} cycles"),
             ("instructions of the program", f"{report.instructions:,}"),
             ("seconds in all", f"{report.seconds:.1f}"),
         ],

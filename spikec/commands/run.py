@@ -8,8 +8,8 @@ import numpy as np
 
 from hwmodel.checker import check
 from hwmodel.program_file import load_program
-from hwmodel.timing import program_timing
 from runtime.session import engines_for, firing_rates, run_program
+from runtime.timing.step import step_cost
 from spikec.commands.run_training import run_backward
 from spikec.commands.samples import held_out
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
@@ -25,7 +25,7 @@ def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rat
     engines = engines_for(program, use_golden=use_golden)
     with progress_bar("running") as bar:
         result = run_program(program, inputs.x, engines, trace=rates, progress=bar.samples)
-    timing = program_timing(program)
+    cost = step_cost(program)
     scores = result.outputs if program.host.readout != "none" else result.outputs.mean(0)
     predictions = scores.reshape(len(scores), -1).argmax(1)
     accuracy = None if inputs.labels is None else float(np.mean(predictions == inputs.labels))
@@ -36,8 +36,9 @@ def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rat
             "accuracy": accuracy,
             "predictions": predictions.tolist(),
             "instructions": program.instructions,
-            "latency_cycles": timing.latency_cycles,
-            "cycles_per_sample": timing.cycles_per_sample,
+            "latency_cycles": cost.cycles,
+            "cycles_per_sample": cost.cycles_per_sample,
+            "energy_j_per_sample": cost.joules_per_sample,
             "engine": "golden" if use_golden else "fast",
             "seconds": result.seconds,
         }
@@ -49,7 +50,8 @@ def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rat
         ("samples", str(len(predictions))),
         ("accuracy", "no labels" if accuracy is None else f"{accuracy:.4f}"),
         ("predictions of the first samples", " ".join(map(str, predictions[:10]))),
-        ("cycles per sample", f"{timing.cycles_per_sample:,.0f}"),
+        ("cycles per sample", f"{cost.cycles_per_sample:,.0f}"),
+        ("energy per sample", f"{cost.joules_per_sample * 1e6:,.3g} uJ"),
         ("simulated in", f"{result.seconds:.2f} s"),
     ]
     rows += [(f"firing rate of {name}", f"{rate:.3f}") for name, rate in measured.items()]

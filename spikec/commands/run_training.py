@@ -11,9 +11,12 @@ from hwmodel.errors import CompileError, Loc
 from hwmodel.program import Program
 from runtime.host_loss import BatchTally
 from runtime.session import engines_for
-from runtime.training_session import TrainingSession
+from runtime.timing.recorded_tiles import RecordedSession, Recorder
+from runtime.timing.step import step_cost
 from spikec.commands.samples import HeldOut
 from spikec.commands.talk import print_json, print_table, progress_bar
+
+RECORDED_BATCHES = 8  # whose masks are timed; each keeps a few numbers for every instruction
 
 
 def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: bool, as_json: bool) -> int:
@@ -24,12 +27,15 @@ def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: b
     if inputs.labels is None:
         raise CompileError("has no labels, the backward pass begins at a loss", Loc(title))
     start = time.perf_counter()
-    session = TrainingSession(program, engines_for(program, use_golden=use_golden))
+    recorder = Recorder(program)
+    session = RecordedSession(program, engines_for(program, use_golden=use_golden), recorder=recorder)
     assert program.training is not None
     size = program.batch * program.training.batch_group
     total, tally = len(inputs.labels), BatchTally()
     with progress_bar("running") as bar:
-        for first in range(0, total, size):
+        for number, first in enumerate(range(0, total, size)):
+            if number == RECORDED_BATCHES:
+                session.stop_recording()
             part = slice(first, min(first + size, total))
             x = inputs.x[:, part] if program.host.input_has_time else inputs.x[part]
             found, _ = session.gradients(np.ascontiguousarray(x), inputs.labels[part])
@@ -38,6 +44,7 @@ def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: b
             tally.samples += found.samples
             bar.samples(part.stop, total)
     seconds = time.perf_counter() - start
+    cost = step_cost(program, recorder.recorded)
     if as_json:
         print_json(
             {
@@ -45,6 +52,8 @@ def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: b
                 "accuracy": tally.correct / total,
                 "loss": tally.loss / total,
                 "sparsity": [asdict(row) for row in session.sparsity()],
+                "cycles_per_sample": cost.cycles_per_sample,
+                "energy_j_per_sample": cost.joules_per_sample,
                 "instructions": program.instructions,
                 "engine": "golden" if use_golden else "fast",
                 "seconds": seconds,
@@ -55,6 +64,8 @@ def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: b
         ("samples", str(total)),
         ("accuracy", f"{tally.correct / total:.4f}"),
         ("loss", f"{tally.loss / total:.4f}"),
+        ("cycles per sample of a training step, from these masks", f"{cost.cycles_per_sample:,.0f}"),
+        ("energy per sample", f"{cost.joules_per_sample * 1e6:,.3g} uJ"),
     ]
     rows += [
         (f"zeros at {row.layer}: inputs, outputs", f"{row.input_sparsity:.2%}, {row.output_sparsity:.2%}")

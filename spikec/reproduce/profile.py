@@ -31,7 +31,7 @@ def profile_rows(facts: Facts) -> Iterator[Row]:
 
 
 def _sparsities(facts: Facts) -> Iterator[Row]:
-    measured = _measured()
+    measured = measured_numbers()
     for item in [item for item in facts.by_item if item.startswith("table-3.2.")]:
         name = item.removeprefix("table-3.2.")
         if name in measured.percent:
@@ -45,14 +45,19 @@ def _sparsities(facts: Facts) -> Iterator[Row]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """Sparsities in percent by item, and how they were measured."""
+class Measured:
+    """Sparsities in percent by item, the Backward Engine's speedups on real masks, and how they were measured."""
 
     how: str
     percent: dict[str, float]
+    speedups: dict[str, float]
+    how_speedups: str
 
 
-def _measured() -> _Measured:
+def measured_numbers() -> Measured:
+    """The measurements, from the file beside this module."""
     text = (resources.files("spikec.reproduce") / "measured.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text)
-    return _Measured(how=table["how"], percent=table["percent"])
+    speedups = dict(table["backward_speedup"])
+    how = speedups.pop("how")
+    return Measured(how=table["how"], percent=table["percent"], speedups=speedups, how_speedups=how)
