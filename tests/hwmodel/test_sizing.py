@@ -45,8 +45,9 @@ def sizes(config: H2LearnConfig) -> list[int]:
     return [*map(config.bank_bytes, PATHS), backward.pe_tile_bytes, backward.pe_psum_bytes]
 
 
-def test_the_presets_structure_gives_the_preset() -> None:
-    assert sized(PRESET, 10) == PRESET
+@pytest.mark.parametrize("name", ["h2learn", "h2learn_balanced"])
+def test_a_presets_structure_gives_the_preset(name: str) -> None:
+    assert sized(load_config(name), 10) == load_config(name)
 
 
 def test_hand_computed() -> None:

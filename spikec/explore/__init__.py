@@ -1,0 +1,1 @@
+"""Design-space exploration: throughput, energy and area of a network over configurations of the accelerator."""
