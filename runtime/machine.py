@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hwmodel.checker.banks import part_of
 from hwmodel.checker.streams import MEMORY_OF
-from hwmodel.config import functional_fault
+from hwmodel.config_checks import functional_fault
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import (
     ENGINE_BUFFERS,
