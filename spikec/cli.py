@@ -234,6 +234,85 @@ def reproduce(
     raise typer.Exit(run_reproduce(item, config=config, simulated=simulated, figures=figures, as_json=json))
 
 
+@app.command()
+def explore(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="results, .jsonl; an unfinished file goes on")],
+    mode: Annotated[Mode, typer.Option(help="what the chip does with the network")] = Mode.TRAIN,
+    space: Annotated[str, typer.Option(metavar="FILE.toml", help="a list of values at each field; has a default")] = "",
+    points: Annotated[int, typer.Option(min=0, help="designs drawn from the space; 0 for all of it")] = 500,
+    seed: SeedOption = 0,
+    config: ConfigOption = "h2learn",
+    timesteps: Annotated[int | None, typer.Option(help="time steps; 10, or the file's own")] = None,
+    input_shape: Annotated[str, typer.Option(help="for module:function: 3x32x32")] = "",
+    batch_group: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="train: sub-batches of the base between updates; its own")
+    ] = None,
+    densities: Annotated[
+        str, typer.Option(help="train: FILE.toml, dense or published:NAME; default: table 3.2 or dense")
+    ] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; one a core")] = None,
+    cluster: Annotated[str, typer.Option(metavar="ADDRESS", help="Dask scheduler, or local for one of its own")] = "",
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="draw the space and the front")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Explore designs for a network: the Pareto front of throughput, energy and area."""
+    from hwmodel.estimate import Mode as EstimateMode
+    from spikec.commands.explore import ExploreRequest, run_explore
+
+    request = ExploreRequest(
+        model=model,
+        mode=EstimateMode(mode.value),
+        space=space,
+        points=points,
+        seed=seed,
+        config=config,
+        timesteps=timesteps,
+        input_shape=input_shape,
+        batch_group=batch_group,
+        densities=densities,
+        output=output,
+        jobs=jobs,
+        cluster=cluster,
+        figure=figure,
+    )
+    raise typer.Exit(run_explore(request, as_json=json))
+
+
+@app.command()
+def report(
+    program: Annotated[str, typer.Argument(help="FILE.h2l, or a model: zoo:NAME, FILE.spk, module:function")],
+    mode: Annotated[Mode | None, typer.Option(help="of a model; infer by default")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="of a model; 10, or the file's own")] = None,
+    batch: Annotated[int | None, typer.Option(help="of a model: samples of a sub-batch; 4 in the preset")] = None,
+    config: Annotated[str | None, typer.Option(help="of a model: preset name or FILE.toml; h2learn")] = None,
+    densities: Annotated[
+        str, typer.Option(help="train: FILE.toml, dense or published:NAME; default: table 3.2 or dense")
+    ] = "",
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write a page")] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write a trace for ui.perfetto.dev")] = None,
+    what_if: Annotated[bool, typer.Option(help="simulate what one change would buy")] = True,
+    input_shape: Annotated[str, typer.Option(help="for module:function: 3x32x32")] = "",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Show where time, energy and area of a program go, and what would change them."""
+    from spikec.commands.report import ReportRequest, run_report
+    from spikec.report.source import Source
+
+    source = Source(
+        name=program,
+        mode=mode.value if mode is not None else None,
+        timesteps=timesteps,
+        batch=batch,
+        config=config,
+        densities=densities,
+        input_shape=input_shape,
+        seed=seed,
+    )
+    raise typer.Exit(run_report(ReportRequest(source=source, html=html, trace=trace, changes=what_if), as_json=json))
+
+
 def main() -> None:
     """The console script: a fault of the user's is two lines on stderr and exit code 2."""
     try:

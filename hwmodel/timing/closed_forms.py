@@ -70,9 +70,7 @@ def update_conv_cycles(
     update = config.weight_update
     columns = -(-(layer.c_out // layer.groups) // update.cols) * layer.groups
     steps = -(-timesteps // update.rows)
-    windows = layer.out_h * sum(
-        -(-min(cut.w, layer.out_w - x) // update.window) for x in range(0, layer.out_w, cut.w)
-    )
+    windows = layer.out_h * sum(-(-min(cut.w, layer.out_w - x) // update.window) for x in range(0, layer.out_w, cut.w))
     taps = layer.kernel[0] * layer.kernel[1]
     look_ups = sum(-(-taps * channels // update.lanes) + update.program_cycles for channels in channel_blocks)
     return batch * steps * columns * windows * look_ups

@@ -23,10 +23,11 @@ from hwmodel.isa import (
     Transfer,
     Wait,
 )
-from hwmodel.program import Program, Streams
+from hwmodel.program import Program, Role, Streams
 
 Place = tuple[str, int]  # a channel and the number of an instruction in it
 
+ENCODING = "be.encoding"
 _GRADIENTS = (Grad, GradConvTile, GradFcTile)
 _UPDATE_BUFFERS = {
     *(GRADIENT_BUFFERS[Queue.WUE].source, GRADIENT_BUFFERS[Queue.WUE].gradient, GRADIENT_BUFFERS[Queue.WUE].psum),
@@ -52,7 +53,8 @@ class Channel:
 def channels_of(program: Program, streams: Streams) -> tuple[Channel, ...]:
     """The channels of a phase.
 
-    Each queue is one channel, except: with `encoding = apart` the encoding layer's passes leave the Backward Engine's;
+    Each queue is one channel, except: with `encoding = apart` the encoding layer's passes leave the Backward Engine's,
+    with banks of their own, so that the backward pass does not wait for them;
     with `dma_channels = per_engine` (or a separate memory of the Weight Update Engine) each engine has its own
     transfers, which then wait for each other where they touch the same tensor.
     Raises: CompileError for a semaphore with two signalling or two waiting queues, whose order is not fixed.
@@ -62,7 +64,8 @@ def channels_of(program: Program, streams: Streams) -> tuple[Channel, ...]:
     waits: dict[Place, list[int]] = defaultdict(list)
     signals: dict[int, list[Place | None]] = defaultdict(list)
     owners: dict[tuple[type, int], Queue] = {}
-    for queue, stream in streams.items():
+    for queue in sorted(streams, key=list(Queue).index):  # a file may keep them in another order
+        stream = streams[queue]
         last: Place | None = None
         pending: list[int] = []
         for position, instruction in enumerate(stream):
@@ -103,7 +106,7 @@ def _channel(channels: dict[str, Channel], program: Program, queue: Queue, instr
         elif instruction.buffer.startswith("be_") and queue is Queue.DMA0 and _is_split(config):
             name += ".encoding"
     elif queue is Queue.BE and _is_encoding(program, instruction):
-        name += ".encoding"
+        name = ENCODING
     return channels.setdefault(name, Channel(name, queue, port))
 
 
@@ -117,6 +120,18 @@ def _is_encoding(program: Program, instruction: Instruction) -> bool:
     if program.config.timing.encoding is not EncodingPath.APART or program.training is None:
         return False
     return program.layers[instruction.layer].engine is Queue.BE and not isinstance(instruction, _GRADIENTS)
+
+
+def _goes_backward(program: Program, queue: Queue, channel: str, instruction: Instruction) -> bool:
+    """Gradients, which share nothing but banks with the encoding layer's passes and the forward pass beside them."""
+    if queue is Queue.BE:
+        return channel != ENCODING
+    if queue not in (Queue.DMA1, Queue.DMA2) or not isinstance(instruction, Transfer):
+        return False
+    # what the weight gradients of the encoding layer take and leave belongs to its passes
+    if instruction.buffer is Buffer.BE_IN:
+        return program.tensors[instruction.tensor].role is not Role.INPUT
+    return instruction.buffer is not Buffer.BE_GRAD and (instruction.buffer, instruction.part) != (Buffer.BE_M, 0)
 
 
 def _ordered(
@@ -143,6 +158,8 @@ def _ordered(
         instruction = channel.instructions[number]
         if isinstance(instruction, Transfer):
             needed |= tensors.before(instruction, place)
+        if ENCODING in channels and _goes_backward(program, queue, channel.name, instruction):
+            needed = {other for other in needed if other[0] != ENCODING and channels[other[0]].queue is not Queue.DMA0}
         channel.needs.append(tuple(needed))
     return tuple(channels.values())
 

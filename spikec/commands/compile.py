@@ -17,8 +17,8 @@ from compiler.passes import FoldBatchNorm
 from compiler.passes.driver import pass_name
 from hwmodel.config import H2LearnConfig, load_config
 from hwmodel.errors import CompileError, Loc
-from hwmodel.program_file import save_program
 from hwmodel.program import Phase
+from hwmodel.program_file import save_program
 from runtime.timing.step import StepCost, step_cost
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
 from spikec.models import load_model

@@ -1,4 +1,4 @@
-"""Traces: every event well formed, nothing overlaps, durations are the simulation's; files appear whole or not at all."""
+"""Traces: well formed, nothing overlaps, durations are the simulation's; files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_path_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert "No such file or directory" in refused(tmp_path / "absent" / "trace.json", program)
     (tmp_path / "folder.json").mkdir()
     assert "is a folder, not a file" in refused(tmp_path / "folder.json", program)
-    assert "null" in refused(tmp_path / "a\0b.json", program)
+    assert "null byte" in refused(tmp_path / "a\0b.json", program)
     assert os.listdir(tmp_path) == ["folder.json"]
 
 
@@ -170,8 +170,7 @@ def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
         assert not first.exists()
     assert (first.read_text(), second.read_text()) == ("new", "new")
     with pytest.raises(ZeroDivisionError), written_beside(first) as files:
-        files[0].write("later")
-        raise ZeroDivisionError
+        files[0].write(str(1 // 0))
     with pytest.raises(CompileError, match="cannot write"), written_beside(first, tmp_path / "absent" / "b.txt"):
         raise AssertionError("the block must not run")
     assert first.read_text() == "new"
