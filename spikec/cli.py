@@ -136,14 +136,24 @@ def run(
     samples: Annotated[int, typer.Option(help="how many test samples; 0 for all")] = 0,
     engine: Annotated[Engine, typer.Option(help="functional engines; both give the same bits")] = Engine.FAST,
     rates: Annotated[bool, typer.Option("--rates", help="measure each neuron layer's firing rate")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write what it costs as one page, .html")] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="write a trace for the Perfetto UI, .json")] = None,
     json: JsonOption = False,
 ) -> None:
     """Execute a program on the simulated machine."""
     from spikec.commands.run import run_on_machine
+    from spikec.commands.run_training import RunRequest
 
-    raise typer.Exit(
-        run_on_machine(program, data, samples=samples, use_golden=engine is Engine.GOLDEN, rates=rates, as_json=json)
+    request = RunRequest(
+        program=program,
+        data=data,
+        samples=samples,
+        use_golden=engine is Engine.GOLDEN,
+        rates=rates,
+        html=html,
+        trace=trace,
     )
+    raise typer.Exit(run_on_machine(request, as_json=json))
 
 
 @app.command()

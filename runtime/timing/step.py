@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from hwmodel.program import Phase, Program
 from runtime.timing.energy import phase_energy
-from runtime.timing.recorded_tiles import Recorded
 from runtime.timing.simulate import PhaseTiming, simulate
 
 
@@ -44,18 +43,15 @@ def launches(program: Program) -> dict[Phase, int]:
     return {Phase.FORWARD: 1, Phase.OVERLAP: share - 1, Phase.BACKWARD: 1, Phase.UPDATE: 1}
 
 
-def step_cost(program: Program, recorded: Recorded | None = None) -> StepCost:
-    """The launches of a batch; the Backward Engine's cycles from recorded masks, dense without them."""
+def step_cost(program: Program) -> StepCost:
+    """The launches of a batch, the Backward Engine dense."""
     phases: dict[Phase, PhaseTiming] = {}
     cycles = energy_j = 0.0
     counts = launches(program)
     for phase, count in counts.items():
         if not count:
             continue
-        if recorded is not None and recorded.of(phase):
-            timing = simulate(program, phase, tiles=recorded.tiles(phase), kept=recorded.kept(phase))
-        else:
-            timing = simulate(program, phase)
+        timing = simulate(program, phase)
         phases[phase] = timing
         cycles += count * timing.elapsed_cycles
         energy_j += count * phase_energy(timing, program.config).total_j

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from hwmodel.errors import CompileError, Loc
-from runtime.timing.trace import write_trace, written_beside
 from spikec.commands.talk import print_json, print_table, progress_bar
 from spikec.report.analysis import Analysis, analyse
 from spikec.report.as_json import report_json
-from spikec.report.page import render_page
+from spikec.report.files import check_outputs, write_files
 from spikec.report.source import Source, load_subject
 from spikec.report.tables import (
     Table,
@@ -34,8 +30,6 @@ from spikec.report.tables import (
     whatif_table,
 )
 from spikec.report.whatif import WhatIf, what_if
-
-HTML, TRACE = ".html", ".json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +48,7 @@ def run_report(request: ReportRequest, *, as_json: bool) -> int:
     Raises: CompileError for a program or model that cannot be loaded, options that do not fit it, and files that cannot
     be written, of which none is left then.
     """
-    _check_outputs(request)
+    check_outputs(request.html, request.trace)
     with progress_bar("importing") as bar:
         subject = load_subject(request.source, bar.stage)
         bar.stage("simulating")
@@ -63,38 +57,13 @@ def run_report(request: ReportRequest, *, as_json: bool) -> int:
         bar.stage("simulating one change after the other")
         changes = what_if(analysis, masks, bar.samples) if request.changes else []
         bar.stage("writing")
-        _write(request, analysis, changes, subject.densities)
+        write_files(analysis, changes, subject.densities, html=request.html, trace=request.trace)
     if as_json:
         files = {"html": str(request.html or "") or None, "trace": str(request.trace or "") or None}
         print_json({**report_json(analysis, changes, subject.densities), **files})
         return 0
     _show(request, analysis, changes, subject.densities)
     return 0
-
-
-def _check_outputs(request: ReportRequest) -> None:
-    """Refuse what can be told before the model is compiled."""
-    for option, path, suffix in (("--html", request.html, HTML), ("--trace", request.trace, TRACE)):
-        if path is None:
-            continue
-        loc = Loc(str(path))
-        if path.suffix != suffix:
-            raise CompileError(f"the file of {option} must end in {suffix}", loc, hint=f"for example report{suffix}")
-        if path.is_dir():
-            raise CompileError("is a folder, not a file", loc, hint="name a file inside it")
-        if not path.parent.is_dir():
-            raise CompileError(f"the folder {path.parent} does not exist", loc, hint="create it first")
-        if not os.access(path.parent, os.W_OK):
-            raise CompileError(f"cannot write into the folder {path.parent}", loc)
-
-
-def _write(request: ReportRequest, analysis: Analysis, changes: Sequence[WhatIf], densities: str) -> None:
-    page = render_page(analysis, changes, densities) if request.html is not None else ""
-    with written_beside(*(path for path in (request.html, request.trace) if path is not None)) as files:
-        if request.html is not None:
-            files[0].write(page)
-        if request.trace is not None:
-            write_trace(files[-1], [phase.timing for phase in analysis.phases], analysis.program)
 
 
 def _show(request: ReportRequest, analysis: Analysis, changes: Sequence[WhatIf], densities: str) -> None:
@@ -106,9 +75,6 @@ def _show(request: ReportRequest, analysis: Analysis, changes: Sequence[WhatIf],
     tables += [whatif_table(changes)] if changes else []
     for table in tables:
         _print(table)
-    for path in (request.html, request.trace):
-        if path is not None:
-            print(f"written: {path}", file=sys.stderr)
 
 
 def _print(table: Table) -> None:

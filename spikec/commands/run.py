@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from hwmodel.checker import check
 from hwmodel.program_file import load_program
 from runtime.session import engines_for, firing_rates, run_program
-from runtime.timing.step import step_cost
-from spikec.commands.run_training import run_backward
+from spikec.commands.run_training import RunRequest, run_backward
 from spikec.commands.samples import held_out
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
+from spikec.report.analysis import analyse
+from spikec.report.files import check_outputs, write_files
 
 
-def run_on_machine(path: Path, data: str, *, samples: int, use_golden: bool, rates: bool, as_json: bool) -> int:
-    """Check the program, execute it on test samples, print what came out; the exit code."""
+def run_on_machine(request: RunRequest, *, as_json: bool) -> int:
+    """Check the program, execute it on test samples, print what came out and what it costs; the exit code.
+
+    Raises: CompileError for files that cannot be read or written.
+    """
+    path, use_golden, rates = request.program, request.use_golden, request.rates
+    check_outputs(request.html, request.trace)
     program = load_program(path)
     check(program)
-    inputs = held_out(data, samples)
+    inputs = held_out(request.data, request.samples)
     if program.training is not None:
-        return run_backward(program, inputs, str(path), use_golden=use_golden, as_json=as_json)
+        return run_backward(program, inputs, request, as_json=as_json)
     engines = engines_for(program, use_golden=use_golden)
     with progress_bar("running") as bar:
         result = run_program(program, inputs.x, engines, trace=rates, progress=bar.samples)
-    cost = step_cost(program)
+    cost = analyse(program)
+    write_files(cost, (), "not needed forwards", html=request.html, trace=request.trace)
     scores = result.outputs if program.host.readout != "none" else result.outputs.mean(0)
     predictions = scores.reshape(len(scores), -1).argmax(1)
     accuracy = None if inputs.labels is None else float(np.mean(predictions == inputs.labels))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,23 +13,37 @@ from hwmodel.program import Program
 from runtime.host_loss import BatchTally
 from runtime.session import engines_for
 from runtime.timing.recorded_tiles import RecordedSession, Recorder
-from runtime.timing.step import step_cost
 from spikec.commands.samples import HeldOut
 from spikec.commands.talk import print_json, print_table, progress_bar
+from spikec.report.analysis import analyse
+from spikec.report.files import write_files
 
 RECORDED_BATCHES = 8  # whose masks are timed; each keeps a few numbers for every instruction
 
 
-def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: bool, as_json: bool) -> int:
-    """Print loss, accuracy and the sparsity of the backward pass; the exit code.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """The arguments of the command; html and trace are what the run costs, as a page and a timeline."""
+
+    program: Path
+    data: str
+    samples: int
+    use_golden: bool
+    rates: bool
+    html: Path | None = None
+    trace: Path | None = None
+
+
+def run_backward(program: Program, inputs: HeldOut, request: RunRequest, *, as_json: bool) -> int:
+    """Print loss, accuracy, the sparsity of the backward pass and what these masks cost; the exit code.
 
     Raises: CompileError for samples without labels.
     """
     if inputs.labels is None:
-        raise CompileError("has no labels, the backward pass begins at a loss", Loc(title))
+        raise CompileError("has no labels, the backward pass begins at a loss", Loc(str(request.program)))
     start = time.perf_counter()
     recorder = Recorder(program)
-    session = RecordedSession(program, engines_for(program, use_golden=use_golden), recorder=recorder)
+    session = RecordedSession(program, engines_for(program, use_golden=request.use_golden), recorder=recorder)
     assert program.training is not None
     size = program.batch * program.training.batch_group
     total, tally = len(inputs.labels), BatchTally()
@@ -44,7 +59,8 @@ def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: b
             tally.samples += found.samples
             bar.samples(part.stop, total)
     seconds = time.perf_counter() - start
-    cost = step_cost(program, recorder.recorded)
+    cost = analyse(program, recorded=recorder.recorded)
+    write_files(cost, (), "recorded in this run", html=request.html, trace=request.trace)
     if as_json:
         print_json(
             {
@@ -55,7 +71,7 @@ def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: b
                 "cycles_per_sample": cost.cycles_per_sample,
                 "energy_j_per_sample": cost.joules_per_sample,
                 "instructions": program.instructions,
-                "engine": "golden" if use_golden else "fast",
+                "engine": "golden" if request.use_golden else "fast",
                 "seconds": seconds,
             }
         )
@@ -72,6 +88,7 @@ def run_backward(program: Program, inputs: HeldOut, title: str, *, use_golden: b
         for row in session.sparsity()
     ]
     print_table(
-        f"{title} on {program.config.name}, forward and backward", [*rows, ("simulated in", f"{seconds:.2f} s")]
+        f"{request.program} on {program.config.name}, forward and backward",
+        [*rows, ("simulated in", f"{seconds:.2f} s")],
     )
     return 0

@@ -13,6 +13,7 @@ from hwmodel.energy import Energy
 from hwmodel.program import Phase, Program
 from hwmodel.timing.tiles import TileSource
 from runtime.timing.energy import phase_energy
+from runtime.timing.recorded_tiles import Recorded
 from runtime.timing.simulate import ChannelTiming, Kept, PhaseTiming, simulate
 from runtime.timing.step import launches
 from runtime.timing.trace import Activity, Slice, slices
@@ -161,6 +162,11 @@ class Analysis:
         return self.cycles / (self.config.clock_ghz * 1e9)
 
     @property
+    def cycles_per_sample(self) -> float:
+        """Cycles of a machine for each of its samples."""
+        return self.cycles * self.machines / self.samples
+
+    @property
     def samples_per_s(self) -> float:
         """Of all machines."""
         return self.samples / self.seconds
@@ -189,10 +195,21 @@ class Analysis:
         return scaled(summed(parts), self.machines / self.samples)
 
 
-def analyse(program: Program, tiles: TileSource | None = None, kept: Kept | None = None) -> Analysis:
-    """Simulate every phase of a program and add it up."""
+def analyse(
+    program: Program,
+    tiles: TileSource | None = None,
+    kept: Kept | None = None,
+    *,
+    recorded: Recorded | None = None,
+) -> Analysis:
+    """Simulate every phase of a program and add it up; phases that were recorded take their own masks."""
     counts = launches(program)
-    timings = [simulate(program, phase, tiles=tiles, kept=kept) for phase in program.phases]
+    timings = []
+    for phase in program.phases:
+        if recorded is not None and recorded.of(phase):
+            timings.append(simulate(program, phase, tiles=recorded.tiles(phase), kept=recorded.kept(phase)))
+        else:
+            timings.append(simulate(program, phase, tiles=tiles, kept=kept))
     training = program.training
     return Analysis(
         program=program,

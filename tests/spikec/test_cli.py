@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -109,6 +110,33 @@ def test_run_as_json_and_as_a_table(digits_program: Path) -> None:
     assert (table.code, table.err) == (0, "")
     assert " ".join(map(str, report["predictions"])) in table.out
     assert f"{report['accuracy']:.4f}" in table.out
+
+
+def test_run_writes_what_it_cost(digits_program: Path, tmp_path: Path) -> None:
+    page, trace = tmp_path / "cost.html", tmp_path / "cost.json"
+    options = ("--data", "digits", "--samples", "4", "--html", page, "--trace", trace)
+    report = result("run", digits_program, *options)
+    assert report["latency_cycles"] == 4 * report["cycles_per_sample"] > 0
+    assert report["energy_j_per_sample"] > 0
+    assert "digits-conv" in page.read_text()
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_run_backward_tells_the_cost_of_its_own_masks(tmp_path: Path) -> None:
+    """Real masks are sparse: a step costs less than with dense gradients."""
+    program = tmp_path / "t.h2l"
+    options = ("--mode", "train", "--fold-batch-norm", "--batch-group", "2")
+    dense = result("compile", "zoo:digits-conv", "-o", program, *options)
+    trace = tmp_path / "t.json"
+    measured = result("run", program, "--data", "digits", "--samples", "8", "--trace", trace)
+    assert measured["cycles_per_sample"] < dense["cycles_per_sample"]
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_a_trace_that_cannot_be_written_stops_the_run(digits_program: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "cost.json"
+    assert "does not exist" in refusal("run", digits_program, "--data", "digits", "--trace", missing)
+    assert not list(tmp_path.iterdir())
 
 
 def test_engines_agree(digits_program: Path) -> None:

@@ -134,7 +134,7 @@ def test_bad_input_leaves_nothing(name: str, files: Path) -> None:
 
 def test_a_folder_that_disappears_leaves_nothing(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page is ready to be renamed when the trace turns out not to be writable."""
-    import spikec.commands.report as command
+    import spikec.report.files as command
 
     whole = command.write_trace
 
