@@ -247,7 +247,7 @@ class H2LearnConfig:
 def load_config(name: str) -> H2LearnConfig:
     """A preset by name, or a TOML file; a file may name a preset as `base` and state only what differs.
 
-    Raises: CompileError with the path of each faulty field.
+    Raises: CompileError with the path of each faulty field, and of each buffer that does not hold a tile.
     """
     presets = resources.files("hwmodel") / "presets"
     if not name.endswith(".toml"):
@@ -267,7 +267,11 @@ def load_config(name: str) -> H2LearnConfig:
         if not isinstance(base, str) or base.endswith(".toml"):
             raise CompileError(f"base is {_shown(base)}, must name a preset", loc)
         table = _merged(load_config(base).as_mapping(), table)
-    return config_from_mapping(table, loc)
+    config = config_from_mapping(table, loc)
+    from hwmodel.sizing import check_room  # which needs the class above
+
+    check_room(config, loc)
+    return config
 
 
 def config_from_mapping(table: Mapping[str, object], loc: Loc) -> H2LearnConfig:

@@ -16,6 +16,7 @@ from runtime.engines import F16, Engines
 from runtime.host import F32, check_inputs, encode_inputs
 from runtime.host_loss import BatchTally, HostSgd, Labels, LossHost
 from runtime.machine import Machine
+from runtime.memory import Values
 from runtime.session import engines_for
 from runtime.sparsity import MaskCounts, Sparsity
 
@@ -108,6 +109,21 @@ class TrainingSession:
     def sparsity(self) -> tuple[Sparsity, ...]:
         """Zeros in the backward pass of all batches so far, updated or not, by layer, as in table 3.2."""
         return self._masks.table()
+
+    def last_masks(self) -> dict[str, tuple[Values, Values | None]]:
+        """Masks of the sub-batch that went backward last on machine 0, by layer, in the order of `LayerMasks`.
+
+        None for outputs that are all wanted. Shapes: each (T, samples of a sub-batch, H, W, C).
+        """
+        assert self.program.training is not None
+        memory, index = self._machines[0].memory, self.program.index_of
+        return {
+            layer.layer: (
+                memory.array(index(layer.inputs)),
+                memory.array(index(layer.outputs)) if layer.outputs else None,
+            )
+            for layer in self.program.training.masks
+        }
 
     def weights(self) -> dict[str, F32]:
         """The parameters by their names in the graph; the master weights where the host keeps them."""

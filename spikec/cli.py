@@ -94,6 +94,8 @@ def compile_command(
     machines: Annotated[int, typer.Option(help="train: accelerators that share a batch")] = 1,
     master_weights: Annotated[bool, typer.Option("--master-weights", help="train: f32 weights on the host")] = False,
     fold_batch_norm: Annotated[bool, typer.Option("--fold-batch-norm", help="train: into the weights")] = False,
+    balance: Annotated[str, typer.Option(metavar="DATA", help="train: order channels by the masks of samples")] = "",
+    balance_samples: Annotated[int, typer.Option(min=1, help="train: how many of them")] = 32,
     json: JsonOption = False,
 ) -> None:
     """Compile a network to a program for the accelerator."""
@@ -112,7 +114,13 @@ def compile_command(
             machines=machines,
             master_weights=master_weights,
         )
-        training = TrainingRequest(loss=Loss(loss.value), descent=descent, fold_batch_norm=fold_batch_norm)
+        training = TrainingRequest(
+            loss=Loss(loss.value),
+            descent=descent,
+            fold_batch_norm=fold_batch_norm,
+            balance=balance,
+            balance_samples=balance_samples,
+        )
 
     request = CompileRequest(
         model=model,

@@ -93,12 +93,6 @@ class TrainingTime:
                 found[part.queue] = found.get(part.queue, Work()) + part.work
         return found
 
-    @property
-    def bound_bytes(self) -> float:
-        """All bytes in and out of the three memories, for one sub-batch."""
-        costs = (*self.forward, *self.encoding, *self.encoding_update, *self.backward)
-        return sum(part.sample_bytes + part.gradient_bytes for cost in costs for part in cost.passes)
-
 
 def training_time(layers: Sequence[Layer], setting: Setting) -> TrainingTime:
     """Time of one sub-batch of BPTT training.
@@ -131,8 +125,8 @@ def training_time(layers: Sequence[Layer], setting: Setting) -> TrainingTime:
         encoding=tuple(encoding),
         encoding_update=tuple(encoding_update),
         backward=tuple(backward),
-        descent_cycles=sum(part.gradient_bytes for part in updates)
-        / rate,  # gradient and momentum of Mem 2; weights travel beside them
+        # gradients, and their momentum, come from Mem 2 and go back there; weights travel beside them
+        descent_cycles=sum(part.gradient_bytes for part in updates) * (2 if setting.momentum else 1) / rate,
     )
 
 

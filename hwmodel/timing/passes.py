@@ -53,6 +53,7 @@ class Setting:
     """Everything but the network: the machine, the sub-batch, and what is known of the masks.
 
     window_density: part of the membrane potentials inside the surrogate's window, by layer.
+    momentum: whether the update of the weights reads and writes a momentum beside the gradients.
     """
 
     config: H2LearnConfig
@@ -60,6 +61,7 @@ class Setting:
     batch: int
     tiles: TileSource
     window_density: Mapping[int, float] = field(default_factory=dict)
+    momentum: bool = True
 
     @property
     def images(self) -> int:

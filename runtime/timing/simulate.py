@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hwmodel.config import H2LearnConfig
+from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import GradConvTile, Instruction, Queue, Store, Transfer
 from hwmodel.program import Format, Phase, Program
 from hwmodel.timing.instructions import instruction_work, kept_rim, streamed_work, transfer_bytes
@@ -107,6 +108,9 @@ def simulate(
     timings = {channel.name: ChannelTiming(channel) for channel in channels}
     durations = {channel.name: costs.durations(channel) for channel in channels}
     _run(timings, durations)
+    stuck = [name for name, timing in timings.items() if len(timing.ends) < len(timing.channel.instructions)]
+    if stuck:
+        raise CompileError(f"{phase}: {', '.join(stuck)} wait for each other", Loc(program.name))
     return PhaseTiming(
         phase=phase,
         elapsed_cycles=max((timing.ends[-1] for timing in timings.values() if timing.ends), default=0.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hwmodel.errors import CompileError, Loc
 from hwmodel.program import Phase
 from hwmodel.program_file import save_program
 from runtime.timing.step import StepCost, step_cost
+from spikec.commands.balance import balanced_graph
 from spikec.commands.talk import Json, print_json, print_table, progress_bar
 from spikec.models import load_model
 
@@ -33,6 +35,8 @@ class TrainingRequest:
     loss: Loss
     descent: Descent
     fold_batch_norm: bool
+    balance: str = ""  # data whose masks order the channels
+    balance_samples: int = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +67,9 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
             input_shape=request.input_shape,
             progress=bar.training,
         )
-    compiled = _compiled(request, model.graph, config)
+        compiled = _compiled(request, model.graph, config)
+        if request.training is not None and request.training.balance:
+            compiled = _balanced(request, request.training, model.graph, compiled, bar.samples)
     save_program(compiled.program, request.output)
     program, cost = compiled.program, step_cost(compiled.program)
     counts = {str(phase): sum(map(len, streams.values())) for phase, streams in program.phases.items()}
@@ -88,6 +94,20 @@ def run_compile(request: CompileRequest, *, as_json: bool) -> int:
     else:
         _show(f"{request.model} on {config.name}", compiled, cost, str(request.output), time.perf_counter() - start)
     return 0
+
+
+def _balanced(
+    request: CompileRequest,
+    training: TrainingRequest,
+    graph: Graph,
+    compiled: Compiled | CompiledTraining,
+    progress: Callable[[int, int], None],
+) -> Compiled | CompiledTraining:
+    """Compiled again with the channels in the order that the first program's masks ask for."""
+    program = compiled.program
+    folded = FoldBatchNorm()(graph) if training.fold_batch_norm else graph
+    ordered = balanced_graph(folded, program, training.balance, training.balance_samples, progress)
+    return _compiled(request, ordered, program.config)
 
 
 def _compiled(request: CompileRequest, graph: Graph, config: H2LearnConfig) -> Compiled | CompiledTraining:

@@ -25,10 +25,18 @@ def held_out(data: str, count: int) -> HeldOut:
 
     Raises: CompileError if the data set has fewer.
     """
-    samples = load(data, split=Split.TEST)
+    return samples_of(data, count, Split.TEST)
+
+
+def samples_of(data: str, count: int, split: Split) -> HeldOut:
+    """The first `count` samples of a split (0: all).
+
+    Raises: CompileError if it has fewer.
+    """
+    samples = load(data, split=split)
     if count < 0 or count > len(samples):
         raise CompileError(
-            f"{count} samples asked for, the test set has {len(samples)}",
+            f"{count} samples asked for, the {split} set has {len(samples)}",
             Loc(data),
             hint=f"--samples 1 to {len(samples)}, or 0 for all",
         )

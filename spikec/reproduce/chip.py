@@ -10,6 +10,7 @@ from compiler.passes import FoldBatchNorm, HoistEncode, MeanLast, SinkFlatten, r
 from frontends.zoo import entry
 from hwmodel.area import adder_count, chip_area, glb_bytes, lut_bytes, peak_tflops
 from hwmodel.baselines import without_luts
+from hwmodel.components import energy_table
 from hwmodel.config import KIB, H2LearnConfig
 from hwmodel.engine_study import peak_power
 from hwmodel.isa import Queue
@@ -39,7 +40,7 @@ def chip_rows(facts: Facts, config: H2LearnConfig) -> Iterator[Row]:
     what = (
         f"all engines busy, the Backward Engine dense: {power.forward:.1f} + {power.backward:.1f} + "
         f"{power.weight_update:.1f} W, buffers at full bandwidth {power.memory:.1f} W, leakage {power.leakage:.1f} W; "
-        "energy of an addition, 0.54 pJ, picked for it"
+        f"energy of an addition, {energy_table().fp16_add.value} pJ, picked for it"
     )
     yield facts["table-3.6.power"].row(power.total, Kind.FITTED, what)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 
@@ -87,13 +87,11 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All facts by item, and which of them rows were made for."""
+    """All facts by item."""
 
     by_item: Mapping[str, Fact]
-    used: set[str] = field(default_factory=set)
 
     def __getitem__(self, item: str) -> Fact:
-        self.used.add(item)
         return self.by_item[item]
 
     def number(self, item: str) -> float:

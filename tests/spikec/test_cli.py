@@ -133,6 +133,29 @@ def test_run_backward_tells_the_cost_of_its_own_masks(tmp_path: Path) -> None:
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+def test_channels_in_the_order_of_measured_masks(tmp_path: Path) -> None:
+    """The same network, its channels elsewhere: as many right, weights permuted."""
+    options = ("--mode", "train", "--fold-batch-norm", "--batch-group", "2", "--config", "h2learn_balanced")
+    balance = ("--balance", "digits", "--balance-samples", "8")
+    measured = {}
+    for name, more in (("plain", ()), ("ordered", balance)):
+        program = tmp_path / f"{name}.h2l"
+        result("compile", "zoo:digits-conv", "-o", program, *options, *more)
+        measured[name] = result("run", program, "--data", "digits", "--samples", "16")
+    assert measured["plain"]["accuracy"] == measured["ordered"]["accuracy"]
+    assert measured["plain"]["loss"] == pytest.approx(measured["ordered"]["loss"], rel=0.02)
+    plain, ordered = (load_program(tmp_path / f"{name}.h2l").constants for name in measured)
+    name = next(name for name in plain if name.startswith("0.weights"))
+    assert not np.array_equal(plain[name], ordered[name])
+    assert np.array_equal(np.sort(plain[name], axis=None), np.sort(ordered[name], axis=None))
+
+
+def test_balance_needs_labels(tmp_path: Path) -> None:
+    options = ("--mode", "train", "--fold-batch-norm", "--balance", "synthetic:1x8x8", "--balance-samples", "4")
+    assert "has no labels" in refusal("compile", "zoo:digits-conv", "-o", tmp_path / "b.h2l", *options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_trace_that_cannot_be_written_stops_the_run(digits_program: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing" / "cost.json"
     assert "does not exist" in refusal("run", digits_program, "--data", "digits", "--trace", missing)

@@ -73,6 +73,6 @@ def test_killed_twice(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "epochs"), [("torch", 150), ("h2learn", 40)])
+@pytest.mark.parametrize(("backend", "epochs"), [("torch", 300), ("h2learn", 120)])
 def test_killed_ten_times(workplace: Path, backend: str, epochs: int) -> None:
     check(workplace, backend, kills=10, epochs=epochs, longest_s=0.5)
