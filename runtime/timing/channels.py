@@ -54,9 +54,9 @@ def channels_of(program: Program, streams: Streams) -> tuple[Channel, ...]:
     """The channels of a phase.
 
     Each queue is one channel, except: with `encoding = apart` the encoding layer's passes leave the Backward Engine's,
-    with banks of their own, so that the backward pass does not wait for them;
-    with `dma_channels = per_engine` (or a separate memory of the Weight Update Engine) each engine has its own
-    transfers, which then wait for each other where they touch the same tensor.
+    with banks of their own, so that the backward pass does not wait for them; with `dma_channels = per_engine` (or a
+    separate memory of the Weight Update Engine) each engine has its own transfers, which then wait for each other
+    where they touch the same tensor.
     Raises: CompileError for a semaphore with two signalling or two waiting queues, whose order is not fixed.
     """
     channels: dict[str, Channel] = {}
@@ -70,17 +70,12 @@ def channels_of(program: Program, streams: Streams) -> tuple[Channel, ...]:
         pending: list[int] = []
         for position, instruction in enumerate(stream):
             match instruction:
-                case Wait() | Signal():
-                    owner = owners.setdefault((type(instruction), instruction.semaphore), queue)
-                    if owner is not queue:
-                        raise CompileError(
-                            f"semaphore {instruction.semaphore} is shared by {owner} and {queue}, its order is open",
-                            Loc(program.name),
-                        )
-                    if isinstance(instruction, Wait):
-                        pending.append(instruction.semaphore)
-                    else:
-                        signals[instruction.semaphore].append(last)
+                case Wait():
+                    _claim(owners, queue, instruction, program)
+                    pending.append(instruction.semaphore)
+                case Signal():
+                    _claim(owners, queue, instruction, program)
+                    signals[instruction.semaphore].append(last)
                 case Halt():
                     pass
                 case _:
@@ -92,6 +87,15 @@ def channels_of(program: Program, streams: Streams) -> tuple[Channel, ...]:
                     waits[last] = pending
                     pending = []
     return _ordered(channels, places, waits, signals, program)
+
+
+def _claim(owners: dict[tuple[type, int], Queue], queue: Queue, instruction: Wait | Signal, program: Program) -> None:
+    """One queue signals a semaphore, and one waits for it."""
+    owner = owners.setdefault((type(instruction), instruction.semaphore), queue)
+    if owner is not queue:
+        raise CompileError(
+            f"semaphore {instruction.semaphore} is shared by {owner} and {queue}, its order is open", Loc(program.name)
+        )
 
 
 def _channel(channels: dict[str, Channel], program: Program, queue: Queue, instruction: Instruction) -> Channel:

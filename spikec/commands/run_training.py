@@ -44,30 +44,19 @@ def run_backward(program: Program, inputs: HeldOut, request: RunRequest, *, as_j
     start = time.perf_counter()
     recorder = Recorder(program)
     session = RecordedSession(program, engines_for(program, use_golden=request.use_golden), recorder=recorder)
-    assert program.training is not None
-    size = program.batch * program.training.batch_group
-    total, tally = len(inputs.labels), BatchTally()
-    with progress_bar("running") as bar:
-        for number, first in enumerate(range(0, total, size)):
-            if number == RECORDED_BATCHES:
-                session.stop_recording()
-            part = slice(first, min(first + size, total))
-            x = inputs.x[:, part] if program.host.input_has_time else inputs.x[part]
-            found, _ = session.gradients(np.ascontiguousarray(x), inputs.labels[part])
-            tally.loss += found.loss
-            tally.correct += found.correct
-            tally.samples += found.samples
-            bar.samples(part.stop, total)
+    tally = _gradients(session, inputs)
+    total = tally.samples
     seconds = time.perf_counter() - start
     cost = analyse(program, recorded=recorder.recorded)
     write_files(cost, (), "recorded in this run", html=request.html, trace=request.trace)
+    sparsity = session.sparsity()
     if as_json:
         print_json(
             {
                 "samples": total,
                 "accuracy": tally.correct / total,
                 "loss": tally.loss / total,
-                "sparsity": [asdict(row) for row in session.sparsity()],
+                "sparsity": [asdict(row) for row in sparsity],
                 "cycles_per_sample": cost.cycles_per_sample,
                 "energy_j_per_sample": cost.joules_per_sample,
                 "instructions": program.instructions,
@@ -85,10 +74,31 @@ def run_backward(program: Program, inputs: HeldOut, request: RunRequest, *, as_j
     ]
     rows += [
         (f"zeros at {row.layer}: inputs, outputs", f"{row.input_sparsity:.2%}, {row.output_sparsity:.2%}")
-        for row in session.sparsity()
+        for row in sparsity
     ]
     print_table(
         f"{request.program} on {program.config.name}, forward and backward",
         [*rows, ("simulated in", f"{seconds:.2f} s")],
     )
     return 0
+
+
+def _gradients(session: RecordedSession, inputs: HeldOut) -> BatchTally:
+    """All samples forwards and backwards, batch by batch; the first batches are recorded."""
+    program, labels = session.program, inputs.labels
+    assert program.training is not None
+    assert labels is not None
+    size = program.batch * program.training.batch_group
+    total, tally = len(labels), BatchTally()
+    with progress_bar("running") as bar:
+        for number, first in enumerate(range(0, total, size)):
+            if number == RECORDED_BATCHES:
+                session.stop_recording()
+            part = slice(first, min(first + size, total))
+            x = inputs.x[:, part] if program.host.input_has_time else inputs.x[part]
+            found, _ = session.gradients(np.ascontiguousarray(x), labels[part])
+            tally.loss += found.loss
+            tally.correct += found.correct
+            tally.samples += found.samples
+            bar.samples(part.stop, total)
+    return tally
