@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields
 from hwmodel.components import AreaTable, area_table
 from hwmodel.config import KIB, H2LearnConfig, Skips
 from hwmodel.isa import Buffer, Queue
+from hwmodel.work import F16_BYTES
 
 UM2_PER_MM2 = 1e6
 MIB = KIB * KIB
-F16_BYTES, F16_BITS = 2, 16
+F16_BITS = 8 * F16_BYTES
 CONV_TAPS = 9  # weights of one column that a PE selects from
 BACKWARD_OPERATIONS = 3  # of a Backward Engine PE each cycle: multiply, add to the partial sum, add in the Acc tree
 ENGINES = (Queue.FE, Queue.BE, Queue.WUE)

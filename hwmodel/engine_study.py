@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from statistics import fmean
 
 from hwmodel.area import adder_count, engine_area, lut_bytes
 from hwmodel.baselines import FORWARD_PARTITIONS, UPDATE_PARTITIONS, with_partition, with_skips, without_luts
 from hwmodel.components import AreaTable, EnergyTable
 from hwmodel.config import KIB, H2LearnConfig, Halo, Skips
 from hwmodel.energy import NO_ENERGY, PJ_PER_J, EngineEnergy, leakage_w, transfer_energy, work_energy
-from hwmodel.isa import Buffer, ConvTile, GradConvTile, Load, LutMode, LutProgram, Queue, Store, Transfer, UpdateTile
-from hwmodel.program import Format, Role, Tensor
-from hwmodel.timing.instructions import instruction_work, transfer_bytes
-from hwmodel.timing.tiles import DenseTiles, TileSource
-from hwmodel.work import Work
+from hwmodel.isa import Buffer, GradConvTile, Load, Queue, Store, Transfer
+from hwmodel.program import Format, Layer, NeuronFacts, Role, Tensor
+from hwmodel.timing.instructions import transfer_bytes
+from hwmodel.timing.passes import Setting, forward_pass, gradient_pass, update_pass
+from hwmodel.timing.tiles import DenseTiles, TileCounts, TileSource
+from hwmodel.work import F16_BYTES, Work
 
-LAYER = 0  # the number that all prototypes carry
+LAYER = 0  # the number that all instructions carry
 WINDOW_DENSITY = 0.25  # membrane potentials inside the surrogate's window: as the spike gradients that are not zero
+DRAWS = 64  # grid iterations over whose masks the Backward Engine's counts are averaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,73 +35,54 @@ class StudyLayer:
     w: int = 56
     kernel: int = 3
 
+    def facts(self) -> Layer:
+        """What the passes of a network know of it."""
+        return _conv_facts(self, self.channels_in, self.channels_out)
+
+    def front_facts(self) -> Layer:
+        """The layer whose spikes it reads, and whose spike gradients its backward pass computes."""
+        return _conv_facts(self, self.channels_in, self.channels_in)
+
+    def setting(self, config: H2LearnConfig, tiles: TileSource | None = None) -> Setting:
+        """The layer's samples and steps on a machine; without a source of tiles the Backward Engine skips nothing."""
+        tiles = tiles if tiles is not None else DenseTiles(config)
+        return Setting(
+            config=config,
+            timesteps=self.timesteps,
+            batch=self.samples,
+            tiles=tiles,
+            window_density={LAYER: WINDOW_DENSITY},
+        )
+
 
 ENGINE_LAYER = StudyLayer()
 
 
+@dataclass(frozen=True, slots=True)
+class _MeanTiles:
+    """Mean of several grid iterations: a pass asks once for all its iterations of a shape."""
+
+    tiles: TileSource
+
+    def counts(self, tile: GradConvTile, position: int) -> TileCounts:
+        found = [self.tiles.counts(tile, at) for at in range(DRAWS)]
+        return TileCounts(**{f.name: fmean(getattr(one, f.name) for one in found) for f in fields(TileCounts)})
+
+
 def forward_work(config: H2LearnConfig, layer: StudyLayer = ENGINE_LAYER) -> Work:
-    """All LutProgram and ConvTile of the layer's forward pass, one for each block of rows, of columns and each tile."""
-    total = Work()
-    tile, tiles = config.tile, _tiles(config, layer)
-    pieces = layer.channels_in * -(-(layer.kernel**2) // config.forward.taps_per_pe)
-    for (first, rows, row_blocks), (_, cols, blocks) in product(
-        _chunks(pieces, config.forward.rows), _chunks(layer.channels_out, config.forward.cols)
-    ):
-        program = LutProgram(
-            layer=LAYER, w_bank=0, mode=LutMode.CONV, rows=rows, groups=0, cols=cols, taps=layer.kernel**2,
-            inputs=rows, first_piece=0,
-        )  # fmt: skip
-        conv = ConvTile(
-            layer=LAYER, src_bank=0, w_bank=0, dst_bank=0, accumulate=not first, kernel_h=layer.kernel,
-            kernel_w=layer.kernel, stride_h=1, stride_w=1, h=tile.h, w=tile.w, nt=layer.timesteps, nn=layer.samples,
-            rows=rows, cols=cols, first_piece=0, tap_row0=0, tap_rows=layer.kernel, hold=False,
-        )  # fmt: skip
-        dense = DenseTiles(config)
-        both = instruction_work(program, config, Queue.FE, dense) + instruction_work(conv, config, Queue.FE, dense)
-        total += both.times(row_blocks * blocks * tiles)
-    return total
+    """The layer's forward pass on the Forward Engine."""
+    return forward_pass(LAYER, layer.facts(), layer.setting(config), keeps=True).work
 
 
 def update_work(config: H2LearnConfig, layer: StudyLayer = ENGINE_LAYER) -> Work:
-    """All UpdateTile of the layer's weight gradients, one for each block of columns, of steps and each tile."""
-    total = Work()
-    update, tile = config.weight_update, config.tile
-    for (_, cols, blocks), (first, steps, chunks) in product(
-        _chunks(layer.channels_out, update.cols), _chunks(layer.timesteps, update.rows)
-    ):
-        instruction = UpdateTile(
-            layer=LAYER, src_bank=0, gm_bank=0, dst_bank=0, accumulate=not first, bias=False, kernel_h=layer.kernel,
-            kernel_w=layer.kernel, stride_h=1, stride_w=1, h=tile.h, w=tile.w, nt=steps, nn=layer.samples,
-            channels=layer.channels_in, cols=cols,
-        )  # fmt: skip
-        work = instruction_work(instruction, config, Queue.WUE, DenseTiles(config))
-        total += work.times(blocks * chunks * _tiles(config, layer))
-    return total
+    """The layer's weight gradients on the Weight Update Engine."""
+    return update_pass(LAYER, layer.facts(), layer.setting(config)).work
 
 
-def backward_work(
-    config: H2LearnConfig, tiles: TileSource, layer: StudyLayer = ENGINE_LAYER, *, out_sparsity: bool = False
-) -> Work:
-    """All GradConvTile of the layer's backward pass, each at its own place in the stream."""
-    total = Work()
-    for position, instruction in enumerate(_gradient_tiles(config, layer, out_sparsity)):
-        total += instruction_work(instruction, config, Queue.BE, tiles, position)
-    return total
-
-
-def _gradient_tiles(config: H2LearnConfig, layer: StudyLayer, out_sparsity: bool) -> Iterator[GradConvTile]:
-    tile = config.tile
-    for (_, cols, blocks), (first, rows, row_blocks) in product(
-        _chunks(layer.channels_in, config.backward.cols), _chunks(layer.channels_out, config.backward.rows)
-    ):
-        instruction = GradConvTile(
-            layer=LAYER, src_bank=0, w_bank=0, dst_bank=0, accumulate=not first, kernel_h=layer.kernel,
-            kernel_w=layer.kernel, stride_h=1, stride_w=1, h=tile.h, w=tile.w, top=layer.kernel - 1,
-            left=layer.kernel - 1, nt=layer.timesteps, nn=layer.samples, rows=rows, cols=cols,
-            out_sparsity=out_sparsity, mask_part=1 if out_sparsity else 0,
-        )  # fmt: skip
-        for _ in range(blocks * row_blocks * _tiles(config, layer)):
-            yield instruction
+def backward_work(config: H2LearnConfig, tiles: TileSource, layer: StudyLayer = ENGINE_LAYER) -> Work:
+    """The layer's backward pass on the Backward Engine; `tiles` is asked at `DRAWS` places of the stream."""
+    setting = layer.setting(config, _MeanTiles(tiles))
+    return gradient_pass(LAYER, layer.front_facts(), layer.facts(), setting).work
 
 
 def backward_transfers(
@@ -130,7 +113,7 @@ def backward_transfers(
         transfer = _transfer(buffer, config, layer, channels, halo, stores)
         moved = transfer_bytes(transfer, tensor, config, window_density=WINDOW_DENSITY)
         spent += transfer_energy(moved * times, buffer, config, store=stores, table=table)
-    weights = 2 * layer.kernel**2 * backward.rows * backward.cols * iterations
+    weights = F16_BYTES * layer.kernel**2 * backward.rows * backward.cols * iterations
     return spent + transfer_energy(weights, Buffer.BE_W, config, table=table)
 
 
@@ -289,8 +272,7 @@ def _skip_energy(
     config: H2LearnConfig, tiles: TileSource, energy: EnergyTable | None
 ) -> tuple[float, tuple[float, float, float]]:
     """Cycles, and mJ of PE array, GLB and leakage."""
-    skips_outputs = config.backward.skips in (Skips.OUTPUTS, Skips.BOTH)
-    work = backward_work(config, tiles, out_sparsity=skips_outputs)
+    work = backward_work(config, tiles)
     spent = work_energy(work, config, Queue.BE, energy) + backward_transfers(config, table=energy)
     seconds = work.cycles / (config.clock_ghz * 1e9)
     leakage = leakage_w(config, table=energy)[Queue.BE].total * seconds
@@ -347,13 +329,13 @@ def _tiles(config: H2LearnConfig, layer: StudyLayer) -> int:
     return -(-layer.h // config.tile.h) * -(-layer.w // config.tile.w)
 
 
-def _chunks(total: int, size: int) -> Iterator[tuple[bool, int, int]]:
-    """Whether it is the first, size and number of the chunks of a length."""
-    yield True, min(total, size), 1
-    if total // size > 1:
-        yield False, size, total // size - 1
-    if total > size and total % size:
-        yield False, total % size, 1
+def _conv_facts(layer: StudyLayer, channels_in: int, channels_out: int) -> Layer:
+    return Layer(
+        name=f"{channels_in}-{channels_out}", engine=Queue.FE, kind="conv", nodes=(),
+        neurons=(NeuronFacts(node="lif", fires=True, shape=(channels_out, layer.h, layer.w)),), c_in=channels_in,
+        c_out=channels_out, kernel=(layer.kernel, layer.kernel), stride=(1, 1), out_h=layer.h, out_w=layer.w, groups=1,
+        hold=False,
+    )  # fmt: skip
 
 
 def _tensor(layer: StudyLayer, form: Format) -> Tensor:

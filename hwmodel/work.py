@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 
 from hwmodel.isa import Buffer
 
+F16_BYTES = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:

@@ -35,7 +35,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """The published number that a fitted constant was solved for; `target` is its path in the list of those numbers."""
+    """The published number that a fitted constant was solved for; `target` is its item, such as table-3.6.area."""
 
     target: str
     value: float

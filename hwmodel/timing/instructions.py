@@ -27,9 +27,10 @@ from hwmodel.isa import (
 )
 from hwmodel.program import Format, Layer, Role, Tensor
 from hwmodel.timing.tiles import TileSource
-from hwmodel.work import Work
+from hwmodel.work import F16_BYTES, Work
 
-F16_BYTES = 2
+__all__ = ["F16_BYTES", "SGD_ADDS", "SGD_MULTIPLIES", "instruction_work", "kept_rim", "streamed_work", "transfer_bytes"]
+
 _SOURCES = (Buffer.S_IN, Buffer.BE_IN, Buffer.WU_IN)
 SGD_MULTIPLIES, SGD_ADDS = 3, 3  # weight decay, momentum, learning rate
 UPDATE_WINDOW_SAMPLES = 2  # samples whose gradients a sub-LUT of the Weight Update Engine serves in a linear layer
@@ -57,23 +58,14 @@ def instruction_work(
             return _forward_conv(instruction, config)
         case FcTile() if queue is Queue.FE:
             return _forward_linear(instruction, config)
-        case ConvTile():
-            taps = instruction.tap_rows * instruction.kernel_w
-            return _dense(instruction, taps, instruction.rows, config)
-        case FcTile():
-            return _dense_linear(instruction.nt * instruction.nn, instruction.inputs, instruction.cols, config)
         case GradConvTile():
             return _gradient(instruction, config, tiles, position)
-        case GradFcTile():
-            outputs = instruction.nt * instruction.nn * instruction.h * instruction.w
-            return _dense_linear(outputs, instruction.rows, instruction.cols, config)
+        case ConvTile() | FcTile() | GradFcTile() | OuterTile():
+            return _dense_pass(instruction, config)
         case UpdateTile():
             return _update(instruction, config)
         case UpdateFcTile():
             return _update_linear(instruction, config)
-        case OuterTile():
-            taps = instruction.kernel_h * instruction.kernel_w
-            return _dense(instruction, taps, instruction.channels, config)
         case Soma():
             return Work(soma_steps=instruction.nt * instruction.nn * instruction.h * instruction.w * instruction.cols)
         case Grad():
@@ -188,7 +180,22 @@ def _forward_linear(tile: FcTile, config: H2LearnConfig) -> Work:
     )
 
 
+def _dense_pass(tile: ConvTile | FcTile | GradFcTile | OuterTile, config: H2LearnConfig) -> Work:
+    """The Backward Engine without its finders."""
+    images = tile.nt * tile.nn
+    match tile:
+        case ConvTile():
+            return _dense(tile, tile.tap_rows * tile.kernel_w, tile.rows, config)
+        case OuterTile():
+            return _dense(tile, tile.kernel_h * tile.kernel_w, tile.channels, config)
+        case FcTile():
+            return _dense_linear(images, tile.inputs, tile.cols, config)
+        case GradFcTile():
+            return _dense_linear(images * tile.h * tile.w, tile.rows, tile.cols, config)
+
+
 def _dense(tile: ConvTile | OuterTile, taps: int, rows: int, config: H2LearnConfig) -> Work:
+    """Every pair; a convolution reads its weights once, of an outer product the weights are the sums."""
     backward = config.backward
     outputs = tile.h * tile.w
     steps = -(-tile.h * config.tile.w // backward.pe_group)
@@ -198,22 +205,20 @@ def _dense(tile: ConvTile | OuterTile, taps: int, rows: int, config: H2LearnConf
     macs = images * outputs * taps * rows * tile.cols
     source = images * rows * _region(tile) * F16_BYTES
     psum = images * outputs * tile.cols * F16_BYTES
-    if isinstance(tile, OuterTile):  # the sums are weights', the outputs are read
-        return Work(
-            cycles=images * steps * taps + fills * backward.pipe,
-            macs=macs,
-            multiplies=macs,
-            adds=macs,
-            read={Buffer.BE_IN: source, Buffer.BE_M: psum},
-            written={Buffer.BE_PSUM: taps * rows * tile.cols * F16_BYTES},
-        )
+    weights = taps * rows * tile.cols * F16_BYTES
+    if isinstance(tile, OuterTile):
+        adds, written = macs, weights
+        read = {Buffer.BE_IN: source, Buffer.BE_M: psum}
+    else:
+        adds, written = macs + images * outputs * rows * tile.cols, psum
+        read = {Buffer.BE_IN: source, Buffer.BE_W: weights, Buffer.BE_PSUM: psum * tile.accumulate}
     return Work(
         cycles=images * steps * taps + fills * backward.pipe,
         macs=macs,
         multiplies=macs,
-        adds=macs + images * outputs * rows * tile.cols,
-        read={Buffer.BE_IN: source, Buffer.BE_PSUM: psum * tile.accumulate},
-        written={Buffer.BE_PSUM: psum},
+        adds=adds,
+        read=read,
+        written={Buffer.BE_PSUM: written},
     )
 
 

@@ -10,6 +10,7 @@ from hwmodel.baselines import ConvFacts, SpinalFlow, spinalflow_layer
 from hwmodel.config import H2LearnConfig, MembraneWrite, Skips
 from hwmodel.energy import work_energy
 from hwmodel.engine_study import (
+    ENGINE_LAYER,
     LAYER,
     WINDOW_DENSITY,
     BackwardStudy,
@@ -18,7 +19,6 @@ from hwmodel.engine_study import (
     lut_study,
 )
 from hwmodel.isa import Queue
-from hwmodel.program import Layer, NeuronFacts
 from hwmodel.timing.network import LayerCost, cost_of
 from hwmodel.timing.passes import Setting, forward_pass, gradient_pass, update_pass
 from hwmodel.timing.sampled_tiles import Density, SampledTiles
@@ -34,11 +34,7 @@ LARGE_SHARE = 0.25
 MUCH_HIGHER = 1.5
 HALVED, DOUBLED, NOTHING = (0.45, 0.55), 1.9, 1.02
 
-STUDY_LAYER = Layer(
-    name="256-256", engine=Queue.FE, kind="conv", nodes=(),
-    neurons=(NeuronFacts(node="lif", fires=True, shape=(256, 56, 56)),), c_in=256, c_out=256, kernel=(3, 3),
-    stride=(1, 1), out_h=56, out_w=56, groups=1, hold=False,
-)  # fmt: skip
+STUDY_LAYER = ENGINE_LAYER.facts()
 
 
 def engine_rows(facts: Facts, config: H2LearnConfig) -> Iterator[Row]:

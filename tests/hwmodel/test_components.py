@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,14 @@ def test_few_constants_are_fitted() -> None:
     assert set(area_table().calibration) == {"mux_bit", "pe_buffer"}
     assert set(energy_table().calibration) == {"fp16_add", "lut_read_per_entry", "leakage"}
     assert not spinalflow_table().calibration
+
+
+def test_targets_are_published_numbers() -> None:
+    """Each fitted constant names an item of the list that `spikec reproduce` compares, with its value."""
+    published = tomllib.loads((resources.files("spikec.reproduce") / "published.toml").read_text(encoding="utf-8"))
+    calibrations = [*area_table().calibration.values(), *energy_table().calibration.values()]
+    assert len(calibrations) == 5
+    for calibration in calibrations:
+        group, _, name = calibration.target.rpartition(".")
+        assert name in published[group], calibration.target
+        assert published[group][name]["value"] == pytest.approx(calibration.value), calibration.target

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.h2learn.compile import compile_inference
-from hwmodel.area import ENGINES, chip_area
+from hwmodel.area import ENGINES, buffer_engine, chip_area
 from hwmodel.baselines import with_skips, without_luts
 from hwmodel.components import energy_table
 from hwmodel.config import KIB, Skips, load_config
@@ -17,7 +17,6 @@ from hwmodel.energy import (
     NO_ENERGY,
     EngineEnergy,
     bank_cost,
-    buffer_engine,
     glb_pj_per_byte,
     leakage_w,
     look_up_pj,
@@ -27,7 +26,7 @@ from hwmodel.energy import (
     transfers_by_engine,
     work_energy,
 )
-from hwmodel.isa import Buffer, Load, Queue, Store
+from hwmodel.isa import Buffer, ConvTile, FcTile, Load, OuterTile, Queue, Store
 from hwmodel.program import Phase, Program
 from hwmodel.timing import program_timing
 from hwmodel.timing.instructions import instruction_work, transfer_bytes
@@ -180,10 +179,37 @@ def dynamic_energy(program: Program) -> dict[Queue, EngineEnergy]:
     return energies
 
 
-@pytest.mark.parametrize(("network", "joules"), [("loihi", 3.33e-4), ("fpga", 3.58e-4)])
-def test_energies_of_table_3_7(network: str, joules: float) -> None:
-    """Ten steps of one sample; leakage is fitted to both, so that each within 10 % says that they agree."""
+@pytest.mark.parametrize(("network", "joules", "watts"), [("loihi", 3.33e-4, 2.355), ("fpga", 3.58e-4, 2.440)])
+def test_energies_of_table_3_7(network: str, joules: float, watts: float) -> None:
+    """Ten steps of one sample; leakage is fitted to both, so that each within 10 % says that they agree.
+
+    The watts stand beside the fitted leakage; the latency of the closed form is 0.3 % below the simulated one.
+    """
     program = compile_inference(load_model(f"zoo:{network}", timesteps=10).graph, CONFIG, batch=1).program
-    run = run_energy(dynamic_energy(program), program_timing(program).latency_cycles, CONFIG)
+    cycles = program_timing(program).latency_cycles
+    run = run_energy(dynamic_energy(program), cycles, CONFIG)
     assert run.total_j == pytest.approx(joules, rel=0.10)
     assert run.leakage_j > 0.7 * run.total_j
+    assert (joules - run.dynamic_j) / (cycles / 0.8e9) == pytest.approx(watts, rel=5e-3)
+
+
+def test_dense_passes_read_their_weights() -> None:
+    """Once an instruction, 2 B each: the taps of a convolution, a linear layer's; an outer product has none."""
+    conv = ConvTile(
+        layer=0, src_bank=0, w_bank=0, dst_bank=0, accumulate=True, kernel_h=3, kernel_w=5, stride_h=1, stride_w=1, h=4,
+        w=8, nt=3, nn=2, rows=7, cols=11, first_piece=0, tap_row0=1, tap_rows=2, hold=False,
+    )  # fmt: skip
+    linear = FcTile(
+        layer=0, src_bank=0, w_bank=0, dst_bank=0, accumulate=True, groups=1, inputs=7, rows=7, cols=11, nt=3, nn=2,
+        hold=False,
+    )  # fmt: skip
+    outer = OuterTile(
+        layer=0, src_bank=0, gm_bank=0, dst_bank=0, accumulate=True, bias=False, kernel_h=3, kernel_w=5, stride_h=1,
+        stride_w=1, h=4, w=8, nt=3, nn=2, channels=7, cols=11, hold=False,
+    )  # fmt: skip
+    conv_read, linear_read, outer_read = (
+        instruction_work(one, CONFIG, Queue.BE, DenseTiles(CONFIG)).read for one in (conv, linear, outer)
+    )
+    assert conv_read[Buffer.BE_W] == 2 * 5 * 7 * 11 * 2
+    assert linear_read[Buffer.BE_W] == 7 * 11 * 2
+    assert Buffer.BE_W not in outer_read

@@ -47,6 +47,13 @@ class Fixed:
         return self.found
 
 
+class ByPlace:
+    """Cycles that tell the place in the stream."""
+
+    def counts(self, tile: GradConvTile, position: int) -> TileCounts:
+        return TileCounts(cycles=position, macs=1, outputs=1, pe_cycles=0)
+
+
 @cache
 def study() -> BackwardStudy:
     """75 % sparsity, masks drawn at random."""
@@ -69,7 +76,7 @@ def test_forward_work() -> None:
     assert work.lut_writes == programmed * 8
     assert work.adds == work.look_ups + programmed * (8 - 4)
     assert work.written == {Buffer.PSUM: 4 * OUTPUTS * 2}
-    assert work.read[Buffer.PSUM] == 3 * OUTPUTS * 2
+    assert work.read[Buffer.PSUM] == 4 * OUTPUTS * 2
 
 
 def test_update_work() -> None:
@@ -91,11 +98,21 @@ def test_dense_backward_work() -> None:
 
 @given(channels=st.integers(1, 300), out=st.integers(1, 300), size=st.integers(1, 30), steps=st.integers(1, 25))
 def test_blocks_cover_any_layer(channels: int, out: int, size: int, steps: int) -> None:
-    """Work of uneven blocks adds up to the layer, tiles rounded up."""
+    """Work of uneven blocks adds up to the layer; windows of the Weight Update Engine take whole rows of tiles."""
     layer = StudyLayer(samples=2, timesteps=steps, channels_in=channels, channels_out=out, h=size, w=size)
-    padded = (-(-size // 8) * 8) ** 2
-    assert forward_work(CONFIG, layer).look_ups == 2 * steps * padded * channels * out * 3
-    assert update_work(CONFIG, layer).look_ups == 2 * steps * padded // 8 * channels * 9 * out * 2
+    images, tiles = 2 * steps, -(-size // 8)
+    assert forward_work(CONFIG, layer).look_ups == images * size**2 * channels * out * 3
+    assert update_work(CONFIG, layer).look_ups == images * size * tiles * channels * 9 * out * 2
+    backward = backward_work(CONFIG, DENSE, layer)
+    assert backward.macs == images * size**2 * 9 * channels * out
+    assert backward.outputs_found == images * size**2 * channels * -(-out // 16)
+
+
+def test_backward_work_is_the_mean_over_the_stream() -> None:
+    """3,136 grid iterations of as many cycles as the number of their place, 0 to 63."""
+    work = backward_work(CONFIG, ByPlace())
+    assert work.cycles == 3136 * 31.5
+    assert work.macs == 3136
 
 
 def test_backward_transfers_by_hand() -> None:
@@ -230,7 +247,7 @@ def test_study_takes_other_energies() -> None:
         backward_study(CONFIG, {Skips.NONE: DENSE}, t).rows[Skips.NONE] for t in (table, replace(table, **rows))
     )
     assert two.glb_mj == pytest.approx(2 * one.glb_mj)
-    assert (two.pe_array_mj, two.leakage_mj) == (one.pe_array_mj, one.leakage_mj)
+    assert (two.pe_array_mj, two.leakage_mj) == pytest.approx((one.pe_array_mj, one.leakage_mj))
 
 
 def test_study_needs_the_dense_engine() -> None:
@@ -253,17 +270,17 @@ def test_peak_power() -> None:
     assert power.leakage == pytest.approx(2.4, rel=0.01)
 
 
-@pytest.mark.parametrize(("add", "watts"), [(0.45, 18.1), (0.50, 19.4), (0.54, 20.4), (0.60, 21.9)])
-def test_peak_power_by_energy_of_an_addition(add: float, watts: float) -> None:
-    """The ablation that chose 0.54 pJ; look-ups scale with additions, as their ratio is what 2.58 fixes."""
+@pytest.mark.parametrize(
+    ("add", "alone", "solved"), [(0.45, 18.48, 18.11), (0.50, 19.55, 19.39), (0.54, 20.41, 20.41), (0.60, 21.69, 21.94)]
+)
+def test_peak_power_by_energy_of_an_addition(add: float, alone: float, solved: float) -> None:
+    """The ablation that chose 0.54 pJ: it changed alone, and with look-ups in the ratio that 2.58 fixes."""
     table = energy_table()
     read = table.lut_read_per_entry.value * add / table.fp16_add.value
-    other = replace(
-        table,
-        fp16_add=replace(table.fp16_add, value=add),
-        lut_read_per_entry=replace(table.lut_read_per_entry, value=read),
-    )
-    assert peak_power(CONFIG, energy=other).total == pytest.approx(watts, abs=0.06)
+    other = replace(table, fp16_add=replace(table.fp16_add, value=add))
+    both = replace(other, lut_read_per_entry=replace(table.lut_read_per_entry, value=read))
+    assert peak_power(CONFIG, energy=other).total == pytest.approx(alone, abs=0.01)
+    assert peak_power(CONFIG, energy=both).total == pytest.approx(solved, abs=0.01)
 
 
 def lanes(config: H2LearnConfig, count: int) -> H2LearnConfig:
