@@ -21,7 +21,6 @@ from compiler.ir import Graph
 from compiler.ir.ops import Conv2d
 from compiler.losses import Loss
 from hwmodel.area import chip_area
-from hwmodel.components import area_table
 from hwmodel.config import H2LearnConfig, Synchronise, load_config
 from hwmodel.isa import GradConvTile, Instruction, Queue
 from hwmodel.program import Phase, Program
@@ -36,7 +35,6 @@ from tests.bench.mask_study import KERNEL, PADDING, Cost, MaskedLayer, ablation,
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 PUBLISHED, BALANCED = "h2learn", "h2learn_balanced"
-TAPS, WEIGHT_BITS = KERNEL**2, 16
 DRAWS = 16
 
 
@@ -141,16 +139,11 @@ def variants(published: H2LearnConfig) -> dict[str, Variant]:
 
 
 def extra_mm2(config: H2LearnConfig, published: H2LearnConfig) -> float | None:
-    """Area beyond the published chip; None where the buffers that it takes are not counted.
-
-    Assumed: a PE of c shared columns selects among c times as many 16-bit weights, one multiplexer bit for each more.
-    """
+    """Area beyond the published chip; None where the buffers that it takes are not counted."""
     backward = config.backward
     if backward.synchronise is Synchronise.ITERATION or backward.run_ahead > 1:
         return None
-    pes = backward.rows * backward.cols * backward.pe_group
-    select = pes * WEIGHT_BITS * TAPS * (backward.shared_columns - 1) * area_table().mux_bit.value
-    return chip_area(config).total - chip_area(published).total + select / 1e6
+    return chip_area(config).total - chip_area(published).total
 
 
 def study(graph: Graph, layers: list[MaskedLayer], published: H2LearnConfig, judged: int) -> dict[str, dict[str, Cost]]:
