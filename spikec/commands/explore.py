@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,12 +24,16 @@ from spikec.explore.densities import DENSE, ByLayer, by_number, default_densitie
 from spikec.explore.figure import check_matplotlib, draw_figure
 from spikec.explore.pareto import dominates, objectives, pareto_front
 from spikec.explore.points import PointResult, Study, TiledNetwork
+from spikec.explore.quantities import Prefix, digits, prefix_of
 from spikec.explore.results import ResultsFile, header_of
 from spikec.explore.runner import Workers, explore
 from spikec.explore.space import Point, Space, Value, configured, default_space, load_space, values_of
 from spikec.models import load_model
 
+Rows = Iterator[tuple[str, str]]
+
 FIGURE_SUFFIX = ".svg"
+REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,11 @@ class Exploration:
     def best_throughput_per_area(self) -> tuple[PointResult, Estimate]:
         """Most samples a second and mm2."""
         return max(self.designs, key=lambda design: design[1].throughput_per_area)
+
+    @property
+    def refusals(self) -> list[tuple[str, int]]:
+        """Why designs were refused, and how many for each reason, most frequent first."""
+        return Counter(result.refused for result in self.results if result.estimate is None).most_common()
 
     @property
     def better_than_base(self) -> list[int]:
@@ -183,10 +193,18 @@ def _check_options(request: ExploreRequest) -> None:
             raise CompileError("is a folder, not a file", loc, hint="name a file inside it")
         if not path.parent.is_dir():
             raise CompileError(f"the folder {path.parent} does not exist", loc, hint="create it first")
-    if request.figure is not None and request.figure.suffix != FIGURE_SUFFIX:
-        raise CompileError(f"a figure's file must end in {FIGURE_SUFFIX}", Loc(str(request.figure)))
     if request.figure is not None:
-        check_matplotlib()
+        _check_figure(request.figure, request.output)
+
+
+def _check_figure(figure: Path, output: Path) -> None:
+    loc = Loc(str(figure))
+    if figure.suffix != FIGURE_SUFFIX:
+        raise CompileError(f"a figure's file must end in {FIGURE_SUFFIX}", loc)
+    same = os.path.realpath(figure) == os.path.realpath(output)
+    if same or (figure.exists() and output.exists() and figure.samefile(output)):
+        raise CompileError("is the file of the results too", loc, hint="name another file for the figure")
+    check_matplotlib()
 
 
 def _draw(found: Exploration, path: Path) -> None:
@@ -210,6 +228,7 @@ def _as_json(found: Exploration) -> dict[str, Json]:
         "figure": str(request.figure) if request.figure is not None else None,
         "designs": len(found.results),
         "designs_refused": len(found.results) - len(found.designs),
+        "refusals": [{"reason": reason, "designs": count} for reason, count in found.refusals],
         "base": {
             **_design(found.designs[0]),
             "buffers_resized": found.resized,
@@ -242,36 +261,75 @@ def _design(design: tuple[PointResult, Estimate]) -> dict[str, Json]:
 
 
 def _show(found: Exploration, space: Space) -> None:
-    request, base = found.request, found.designs[0][1]
-    own = values_of(found.base, tuple(axis.path for axis in space.axes))
+    energies = [found.designs[0], *found.by_throughput]
+    prefix = prefix_of(design.energy_j_per_sample for _, design in energies)
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.print(_front_table(found, prefix))
+    size = f"{len(found.results):,} designs, the base with them, of a space of {space.size:,}"
+    print_table(size, [*_counted(found), *_base_rows(found, space, prefix), *_best_rows(found), *_made(found)])
+    if found.refusals:
+        console.print(_refusals_table(found.refusals))
+
+
+def _front_table(found: Exploration, energy: Prefix) -> Table:
+    request = found.request
     table = Table(title=f"{request.model}, {request.mode}: Pareto front, fastest first", title_justify="left")
-    for name in ("point", "samples/s", "mJ/sample", "mm2", "W"):
+    for name in ("point", *_quantities(energy)):
         table.add_column(name, justify="right")
     table.add_column(f"changed from {found.base.name}", ratio=1)
     for result, design in found.by_throughput:
-        table.add_row(str(result.number), *_numbers(design), _grouped(result.changes) or "nothing: the base")
-    Console(markup=False, highlight=False, emoji=False).print(table)
-    ahead = len(found.better_than_base)
-    where = "on the front" if 0 in found.front else f"behind {ahead} designs in everything"
-    edp, dense = found.best_energy_delay, found.best_throughput_per_area
-    print_table(
-        f"{len(found.results):,} designs, the base with them, of a space of {space.size:,}",
-        [
-            ("refused", f"{len(found.results) - len(found.designs):,}"),
-            ("on the front", str(len(found.front))),
-            ("densities of the gradients' masks", found.densities if request.mode is Mode.TRAIN else "-"),
-            ("base: samples/s, mJ, mm2, W", ", ".join(_numbers(base))),
-            ("base: fields of the space", _grouped(own)),
-            ("base: buffers", "of the size that it needs here" if found.resized else "its own"),
-            ("base stands", where),
-            ("least energy-delay: point", f"{edp[0].number}: {1e6 * edp[1].energy_delay_js:.3g} uJ s"),
-            ("of the base", f"{1e6 * base.energy_delay_js:.3g} uJ s"),
-            ("most samples/s per mm2: point", f"{dense[0].number}: {dense[1].throughput_per_area:.3g}"),
-            ("of the base", f"{base.throughput_per_area:.3g}"),
-            ("results", str(request.output)),
-            ("seconds", f"{found.seconds:.1f}"),
-        ],
+        table.add_row(str(result.number), *_numbers(design, energy), _grouped(result.changes) or "nothing: the base")
+    return table
+
+
+def _refusals_table(refusals: Sequence[tuple[str, int]]) -> Table:
+    table = Table(title="refused designs", title_justify="left", show_header=False)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for reason, count in refusals[:REASONS_SHOWN]:
+        table.add_row(f"{count:,}", "; ".join(reason.splitlines()))
+    rest = refusals[REASONS_SHOWN:]
+    if rest:
+        table.add_row(
+            f"{sum(count for _, count in rest):,}",
+            f"for {len(rest)} more {_plural('reason', len(rest))}; --json lists all",
+        )
+    return table
+
+
+def _counted(found: Exploration) -> Rows:
+    yield "refused", f"{len(found.results) - len(found.designs):,}"
+    yield "on the front", str(len(found.front))
+    yield "densities of the gradients' masks", found.densities if found.request.mode is Mode.TRAIN else "-"
+
+
+def _base_rows(found: Exploration, space: Space, energy: Prefix) -> Rows:
+    base, ahead = found.designs[0][1], len(found.better_than_base)
+    yield f"base: {', '.join(_quantities(energy))}", "; ".join(_numbers(base, energy))
+    yield "base: fields of the space", _grouped(values_of(found.base, tuple(axis.path for axis in space.axes)))
+    yield "base: buffers", "of the size that it needs here" if found.resized else "its own"
+    yield (
+        "base stands",
+        "on the front" if 0 in found.front else f"behind {ahead} {_plural('design', ahead)} in everything",
     )
+
+
+def _best_rows(found: Exploration) -> Rows:
+    base, edp, dense = found.designs[0][1], found.best_energy_delay, found.best_throughput_per_area
+    prefix = prefix_of([edp[1].energy_delay_js])
+    yield "least energy-delay: point", f"{edp[0].number}: {prefix.shown(edp[1].energy_delay_js)} {prefix.symbol}J s"
+    yield "of the base", f"{prefix.shown(base.energy_delay_js)} {prefix.symbol}J s"
+    yield "most samples/s per mm2: point", f"{dense[0].number}: {digits(dense[1].throughput_per_area)}"
+    yield "of the base", digits(base.throughput_per_area)
+
+
+def _made(found: Exploration) -> Rows:
+    yield "results", str(found.request.output)
+    yield "seconds", f"{found.seconds:.1f}"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _grouped(values: Mapping[str, Value | str]) -> str:
@@ -283,10 +341,15 @@ def _grouped(values: Mapping[str, Value | str]) -> str:
     return "; ".join(f"{engine} {', '.join(fields)}" for engine, fields in groups.items())
 
 
-def _numbers(found: Estimate) -> tuple[str, str, str, str]:
+def _quantities(energy: Prefix) -> tuple[str, str, str, str]:
+    """What `_numbers` holds."""
+    return "samples/s", f"{energy.symbol}J/sample", "mm2", "W"
+
+
+def _numbers(found: Estimate, energy: Prefix) -> tuple[str, str, str, str]:
     return (
         f"{found.samples_per_second:,.0f}",
-        f"{1000 * found.energy_j_per_sample:.3f}",
+        energy.shown(found.energy_j_per_sample),
         f"{found.area_mm2:.1f}",
         f"{found.power_w:.1f}",
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,49 +13,97 @@ from rich.table import Table
 
 from hwmodel.config import load_config
 from spikec.commands.talk import print_json, progress_bar
-from spikec.reproduce.collect import collect_rows
-from spikec.reproduce.facts import Kind, Row, Value
+from spikec.reproduce.collect import check_item, collect_rows, is_part
+from spikec.reproduce.facts import Kind, Row, Value, load_facts
+
+SMALL = 1e-3  # below it seconds and joules are shown as us and uJ
+NUMBERS_WIDTH = 56  # what the columns beside the item need
+VALUE_WIDTH = 20  # longer texts are broken
 
 
 def run_reproduce(item: str, *, config: str, simulated: bool, figures: Path | None, as_json: bool) -> int:
     """Print the rows of an item, all by default, and draw the figures on request; the exit code.
 
-    Raises: CompileError for an unknown item or configuration, and for a folder that cannot be written.
+    Raises: CompileError for an unknown item or configuration, one without figures if they are to be drawn, and
+        for a folder that cannot be written.
     """
     chosen = load_config(config)
-    with progress_bar("reproducing") as bar:
-        rows = collect_rows(chosen, item, progress=bar.stage, simulated=simulated)
-        if figures is not None:
-            from spikec.reproduce.figures import draw_figures
+    check_item(load_facts(), item)
+    collected = item
+    drawn: tuple[Path, ...] = ()
+    if figures is not None:
+        from spikec.reproduce.figures import check_figures, draw_figures
 
+        collected = check_figures(item, figures)
+    with progress_bar("reproducing") as bar:
+        rows = collect_rows(chosen, collected, progress=bar.stage, simulated=simulated)
+        if figures is not None:
             bar.stage("drawing")
             drawn = draw_figures(chosen, rows, figures)
+    rows = tuple(row for row in rows if is_part(row.item, item))
     if as_json:
         print_json({"rows": [row.as_json() for row in rows]})
-        return 0
-    _print(rows)
-    if figures is not None:
-        Console(stderr=True).print(f"drawn: {', '.join(str(path) for path in drawn)}")
+    else:
+        _print(rows)
+    if drawn:
+        Console(stderr=True, soft_wrap=True).print(f"drawn: {', '.join(str(path) for path in drawn)}")
     return 0
 
 
 def _print(rows: Sequence[Row]) -> None:
-    """A line a number; what a number rests on stands below, once."""
+    """A table a group; what a number rests on stands below, once."""
     notes = {text: index for index, text in enumerate(dict.fromkeys(row.assumption for row in rows), 1)}
-    table = Table(title="published and ours", title_justify="left")
-    for name in ("item", "published", "ours", "unit", "ratio", "kind", "note"):
-        table.add_column(name, justify="left" if name in ("item", "kind", "unit") else "right", overflow="fold")
-    for row in rows:
-        name = f"{row.item}\n  {row.variant}" if row.variant else row.item
-        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-        note = f"[{notes[row.assumption]}]"
-        table.add_row(name, _shown(row.published), _shown(row.ours), row.unit, ratio, str(row.kind), note)
     console = Console(markup=False, highlight=False, emoji=False)
-    console.print(table)
+    for group, members in _groups(rows).items():
+        console.print(group, style="bold")
+        console.print(_table(group, members, notes, console.width - NUMBERS_WIDTH))
+        console.print()
     for text, index in notes.items():
         console.print(f"[{index}] {text}")
     counts = {kind: sum(row.kind is kind and not row.variant for row in rows) for kind in Kind}
     console.print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+
+
+def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each table or figure, in the order of its first row."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.item.rpartition(".")[0], []).append(row)
+    return groups
+
+
+def _table(group: str, rows: Sequence[Row], notes: Mapping[str, int], width: int) -> Table:
+    """`width` is what variants may take; names take what they need."""
+    names = [row.item.removeprefix(f"{group}.") for row in rows]
+    width = max(width, *map(len, names))
+    rated = any(row.ratio is not None for row in rows)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("item", no_wrap=True)
+    table.add_column("published", justify="right", overflow="fold")
+    table.add_column("ours", justify="right", overflow="fold")
+    table.add_column("unit", overflow="fold")
+    for column in ("ratio",) if rated else ():
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("note", justify="right", no_wrap=True)
+    for name, row in zip(names, rows, strict=True):
+        variant = textwrap.wrap(row.variant, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        item = "\n".join((name, *variant))
+        ratio = ("" if row.ratio is None else f"{row.ratio:.3f}",) if rated else ()
+        table.add_row(item, *_numbers(row), *ratio, str(row.kind), f"[{notes[row.assumption]}]")
+    return table
+
+
+def _numbers(row: Row) -> tuple[str, str, str]:
+    """Published, ours and the unit of both."""
+    values = [value for value in (row.published, row.ours) if isinstance(value, float) and value]
+    if row.unit in ("s", "J") and values and max(map(abs, values)) < SMALL:
+        row = replace(row, published=_micro(row.published), ours=_micro(row.ours), unit=f"u{row.unit}")
+    return _shown(row.published), _shown(row.ours), row.unit
+
+
+def _micro(value: Value) -> Value:
+    return 1e6 * value if isinstance(value, float) else value
 
 
 def _shown(value: Value) -> str:
@@ -63,4 +114,16 @@ def _shown(value: Value) -> str:
             return "holds" if value else "does not hold"
         case float():
             return f"{value:.4g}"
+        case str():
+            return _broken(value)
     return str(value)
+
+
+def _broken(text: str) -> str:
+    """Into lines, behind a comma, a hyphen or an underscore."""
+    lines = [""]
+    for part in re.split(r"(?<=[-,_])", text):
+        if lines[-1] and len(lines[-1]) + len(part) > VALUE_WIDTH:
+            lines.append("")
+        lines[-1] += part if lines[-1] else part.lstrip()
+    return "\n".join(lines)

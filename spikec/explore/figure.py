@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwmodel.errors import CompileError, Loc
 from hwmodel.estimate import Estimate
+from spikec.explore.quantities import prefix_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +44,7 @@ def draw_figure(title: str, designs: Sequence[Estimate], front: Sequence[int], b
     with mpl.rc_context({"svg.hashsalt": "spikec", "font.size": 9.0}):
         content = io.BytesIO()
         _figure(title, designs, front, base).savefig(content, format="svg", metadata={"Date": None})
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         beside.write_bytes(content.getvalue())
         os.replace(beside, path)
@@ -58,15 +60,18 @@ def _figure(title: str, designs: Sequence[Estimate], front: Sequence[int], base:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2, sharey=True)
-    energy = [1000 * found.energy_j_per_sample for found in designs]
+    prefix = prefix_of(found.energy_j_per_sample for found in designs)
+    energy = [found.energy_j_per_sample / prefix.factor for found in designs]
     area = [found.area_mm2 for found in designs]
     rate = [found.samples_per_second for found in designs]
     _scatter(left, energy, rate, area, front, "area in mm²")
-    _scatter(right, area, rate, energy, front, "energy per sample in mJ")
-    left.set(xlabel="energy per sample in mJ, external memory not counted", ylabel="samples per second")
+    _scatter(right, area, rate, energy, front, f"energy per sample in {prefix.symbol}J")
+    left.set(xlabel=f"energy per sample in {prefix.symbol}J, external memory not counted", ylabel="samples per second")
     right.set(xlabel="area in mm²")
     marker = {"marker": "*", "s": 170, "color": _BASE, "edgecolor": "white", "linewidth": 0.7, "zorder": 4}
-    left.scatter([1000 * base.energy_j_per_sample], [base.samples_per_second], label="base configuration", **marker)
+    left.scatter(
+        [base.energy_j_per_sample / prefix.factor], [base.samples_per_second], label="base configuration", **marker
+    )
     right.scatter([base.area_mm2], [base.samples_per_second], **marker)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from hwmodel.components import AreaTable, Component, EnergyTable, area_table, energy_table
 from hwmodel.errors import CompileError, Loc
@@ -90,7 +90,7 @@ class ResultsFile:
         try:
             if not self.path.exists() or not self.path.stat().st_size:
                 self._replace(())
-            file = self.path.open("r+b")
+            file = self.path.open("r+b", buffering=0)  # closing must not try again what did not fit
         except OSError as fault:
             raise self._unwritable(fault) from fault
         with file:
@@ -98,8 +98,11 @@ class ResultsFile:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as fault:
                 raise CompileError("another run is writing it", self._loc, hint="name another file") from fault
-            file.truncate(file.read().rfind(b"\n") + 1)
-            file.seek(0, os.SEEK_END)
+            try:
+                file.truncate(file.read().rfind(b"\n") + 1)
+                file.seek(0, os.SEEK_END)
+            except OSError as fault:
+                raise self._unwritable(fault) from fault
             yield Appender(file=file, path=self.path)
 
     def finish(self, results: Sequence[PointResult]) -> None:
@@ -152,16 +155,17 @@ class ResultsFile:
 class Appender:
     """The open end of the file."""
 
-    file: IO[bytes]
+    file: FileIO
     path: Path
 
     def add(self, result: PointResult) -> None:
         """A finished point; it is in the file when this returns.
 
-        Raises: CompileError if it cannot be written.
+        Raises: CompileError if it cannot be written; what of it fitted is a line without an end.
         """
+        left = f"{result.as_json()}\n".encode()
         try:
-            self.file.write(f"{result.as_json()}\n".encode())
-            self.file.flush()
+            while left:
+                left = left[self.file.write(left) :]
         except OSError as fault:
             raise CompileError(f"cannot be written: {fault.strerror}", Loc(str(self.path))) from fault

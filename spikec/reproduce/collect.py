@@ -14,6 +14,7 @@ from spikec.reproduce.profile import profile_rows
 from spikec.reproduce.training import training_rows
 
 Progress = Callable[[str], None]
+Source = tuple[tuple[str, ...], str, Callable[[], Iterator[Row]]]  # its groups, what it is, its rows
 
 
 def collect_rows(
@@ -24,22 +25,36 @@ def collect_rows(
     Raises: CompileError for an item that is not published.
     """
     facts = load_facts()
-    if item and not any(_matches(known, item) for known in facts.by_item):
-        raise CompileError(
-            "is no published item", Loc(item), hint=f"items: {', '.join(facts.groups())}, or one of their numbers"
-        )
+    check_item(facts, item)
     rows: list[Row] = []
     for groups, what, source in _sources(facts, config, progress, simulated):
-        if item and not any(_matches(group, item) or _matches(item, group) for group in groups):
-            continue
-        progress(what)
-        rows += source()
-    return tuple(row for row in rows if not item or _matches(row.item, item))
+        if any(belong(group, item) for group in groups):
+            progress(what)
+            rows += source()
+    return tuple(row for row in rows if is_part(row.item, item))
 
 
-def _sources(
-    facts: Facts, config: H2LearnConfig, progress: Progress, simulated: bool
-) -> Iterator[tuple[tuple[str, ...], str, Callable[[], Iterator[Row]]]]:
+def check_item(facts: Facts, item: str) -> None:
+    """Make sure that an item is published; none stands for all.
+
+    Raises: CompileError for any other item.
+    """
+    if not any(is_part(known, item) for known in facts.by_item):
+        known = ", ".join(facts.groups())
+        raise CompileError("is no published item", Loc(item), hint=f"items: {known}, or one of their numbers")
+
+
+def is_part(item: str, whole: str) -> bool:
+    """Whether an item is the whole or inside it; all items are part of none."""
+    return not whole or item == whole or item.startswith(f"{whole}.")
+
+
+def belong(group: str, item: str) -> bool:
+    """Whether a table or figure holds something of an item."""
+    return is_part(group, item) or is_part(item, group)
+
+
+def _sources(facts: Facts, config: H2LearnConfig, progress: Progress, simulated: bool) -> Iterator[Source]:
     yield ("table-3.1", "table-3.2"), "latencies and sparsities", lambda: profile_rows(facts)
     chip = ("table-3.3", "table-3.4", "table-3.5", "table-3.6", "section-3.3.1", "section-3.3.2")
     yield chip, "structure, area and power", lambda: chip_rows(facts, config)
@@ -51,7 +66,3 @@ def _sources(
         lambda: training_rows(facts, config, progress, simulated=simulated),
     )
     yield ("table-3.7",), "inference beside Loihi and the FPGA", lambda: inference_rows(facts, config)
-
-
-def _matches(item: str, wanted: str) -> bool:
-    return item == wanted or item.startswith(f"{wanted}.")

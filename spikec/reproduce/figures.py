@@ -2,75 +2,133 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from hwmodel.config import H2LearnConfig
 from hwmodel.engine_study import lut_partitions, lut_study
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import Queue
+from spikec.reproduce.collect import belong, is_part
 from spikec.reproduce.engines import scalings, study_of
 from spikec.reproduce.facts import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Draw = Callable[["Sequence[Axes]", H2LearnConfig, Sequence[Row]], None]
+
 ENGINES = {"forward": (Queue.FE, "Forward Engine"), "weight_update": (Queue.WUE, "Weight Update Engine")}
 COLOURS = ("#33658a", "#f6ae2d", "#758e4f", "#86198f")
 
 
-def draw_figures(config: H2LearnConfig, rows: Sequence[Row], folder: Path) -> tuple[Path, ...]:
-    """One SVG a figure; those of which no row was asked for are left out.
+def check_figures(item: str, folder: Path) -> str:
+    """Make sure, before anything is calculated, that an item's figures can be drawn; the item whose rows they need.
 
-    Raises: CompileError where matplotlib is missing or the folder cannot be written.
+    Raises: CompileError where no figure belongs to the item, matplotlib is missing or the folder cannot be written.
     """
+    wanted = [name for name in _FIGURES if belong(name, item)]
+    if not wanted:
+        raise CompileError("no figure belongs to it", Loc(item), hint=f"figures: {', '.join(_FIGURES)}")
     try:
-        import matplotlib as mpl
+        import matplotlib as mpl  # noqa: F401
     except ImportError as fault:
         raise CompileError("matplotlib is missing", Loc(str(folder)), hint="pip install 'spikec[report]'") from fault
+    made = _make(folder)
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as fault:
+        raise CompileError(f"cannot write into it: {fault.strerror}", Loc(str(folder))) from fault
+    finally:
+        _remove(made)
+    return wanted[0] if is_part(item, wanted[0]) else item
+
+
+def draw_figures(config: H2LearnConfig, rows: Sequence[Row], folder: Path) -> tuple[Path, ...]:
+    """One SVG a figure; those of which no row was asked for are left out. What fails leaves no new folder.
+
+    Raises: CompileError where the folder cannot be written.
+    """
+    import matplotlib as mpl
+
     mpl.use("Agg")
     wanted = {row.item.rsplit(".", 1)[0] for row in rows}
-    drawn = []
     with mpl.rc_context():
         mpl.rc("font", size=9)
         mpl.rc("axes.spines", top=False, right=False)
         mpl.rc("svg", hashsalt="spikec", fonttype="none")  # the same numbers, the same bytes
-        for name, draw in _FIGURES.items():
-            if name in wanted:
-                drawn.append(_save(folder / f"{name}.svg", draw, config, rows))
+        drawn = {
+            folder / f"{name}.svg": _drawn(_PANELS[name], draw, config, rows)
+            for name, draw in _FIGURES.items()
+            if name in wanted
+        }
+    made = _make(folder)
+    try:
+        for path, content in drawn.items():
+            _save(path, content)
+    except BaseException:
+        for path in drawn if made else ():
+            with suppress(OSError):
+                path.unlink()
+        _remove(made)
+        raise
     return tuple(drawn)
 
 
-def _save(
-    path: Path,
-    draw: Callable[[Sequence[Axes], H2LearnConfig, Sequence[Row]], None],
-    config: H2LearnConfig,
-    rows: Sequence[Row],
-) -> Path:
-    """Written beside and renamed."""
+def _drawn(panels: Sequence[float], draw: Draw, config: H2LearnConfig, rows: Sequence[Row]) -> bytes:
     import matplotlib.pyplot as plt
 
-    panels = _PANELS[path.stem]
     figure, axes = plt.subplots(
         1, len(panels), figsize=(sum(panels), 3.2), squeeze=False, gridspec_kw={"width_ratios": panels}
     )
-    draw(list(axes[0]), config, rows)
-    figure.tight_layout()
+    try:
+        draw(list(axes[0]), config, rows)
+        figure.tight_layout()
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    finally:
+        plt.close(figure)
+    return content.getvalue()
+
+
+def _save(path: Path, content: bytes) -> None:
+    """Written beside and renamed."""
     partial = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format="svg", metadata={"Date": None})
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as fault:
         with suppress(OSError):
             partial.unlink()
         raise CompileError(f"cannot write: {fault.strerror}", Loc(str(path))) from fault
-    finally:
-        plt.close(figure)
-    return path
+
+
+def _make(folder: Path) -> list[Path]:
+    """The folders that were made for it, innermost first."""
+    missing: list[Path] = []
+    try:
+        for path in (folder, *folder.parents):
+            if path.exists():
+                break
+            missing.append(path)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        _remove(missing)
+        raise CompileError(f"cannot write into it: {fault.strerror}", Loc(str(folder))) from fault
+    return missing
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Folders that are empty; anything else stays."""
+    for path in made:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _partitions(axes: Sequence[Axes], config: H2LearnConfig, rows: Sequence[Row]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -61,6 +62,36 @@ def test_invalid_combinations_are_lines_with_their_reason(command: tuple[str, ..
         refused = line.get("refused", "")
         assert bool(refused) == (rows == 48 or samples == 5)
         assert ("forward.rows is 48, must be a power of two" in refused) == (rows == 48)
+
+
+def test_reasons_of_refusals_are_counted(command: tuple[str, ...]) -> None:
+    """By hand: 48 rows are refused in a third of the designs, 5 samples in a third of the others."""
+    rows, samples = SIZE // 3, (SIZE - SIZE // 3) // 3
+    outcome = spikec(*command, *ONE)
+    refusals = result(*command, *ONE)["refusals"]
+    assert [entry["designs"] for entry in refusals] == [rows, samples]
+    assert [entry["reason"].partition(",")[0] for entry in refusals] == ["forward.rows is 48", "sub_batch is 5"]
+    shown = outcome.out[outcome.out.index("refused designs") :]
+    assert re.findall(r"│ +(\d+) │ (\S+)", shown) == [(str(rows), "forward.rows"), (str(samples), "sub_batch")]
+
+
+def test_rare_reasons_are_summed_up(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spikec.commands.explore.REASONS_SHOWN", 1)
+    shown = spikec(*command, *ONE).out
+    assert f"│ {(SIZE - SIZE // 3) // 3} │ for 1 more reason; --json lists all" in shown
+    assert "sub_batch is 5" not in shown
+
+
+def test_units_fit_the_numbers(command: tuple[str, ...]) -> None:
+    """A sample of this network takes some uJ, and pJ s of energy-delay; the numbers are those of the object."""
+    report = result(*command, *ONE)
+    shown = re.sub(" +", " ", spikec(*command, *ONE).out)
+    base, best = report["base"], report["best_energy_delay"]
+    numbers = f"{base['samples_per_second']:,.0f}; {1e6 * base['energy_j_per_sample']:.2f};"
+    assert f"base: samples/s, uJ/sample, mm2, W │ {numbers}" in shown
+    assert f"{best['point']}: {1e12 * best['energy_delay_js_per_sample']:.1f} pJ s" in shown
+    assert f"of the base │ {1e12 * base['energy_delay_js_per_sample']:.1f} pJ s" in shown
+    assert "e-0" not in shown
 
 
 def test_two_processes_give_the_same_bytes(command: tuple[str, ...]) -> None:
@@ -141,6 +172,28 @@ def test_refusals_leave_nothing(
     monkeypatch.setattr("spikec.explore.runner.CONNECT_S", 0.2)
     assert refusal(*command, *options).startswith(message)
     assert sorted(path.name for path in Path().iterdir()) == ["out", "space.toml"]
+
+
+@pytest.mark.parametrize(
+    ("output", "figure"), [("a.svg", "a.svg"), ("a.svg", "out/../a.svg"), ("a.svg", "link.svg"), ("a.svg", "hard.svg")]
+)
+def test_results_and_figure_in_one_file(command: tuple[str, ...], output: str, figure: str) -> None:
+    if figure == "link.svg":
+        Path(figure).symlink_to(output)
+    elif figure == "hard.svg":
+        Path(output).touch()
+        Path(figure).hardlink_to(output)
+    before = sorted(Path().iterdir())
+    assert refusal(*command, *ONE, "-o", output, "--figure", figure).startswith(
+        f"{figure}: error: is the file of the results too\n  hint: name another file"
+    )
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_figure_leaves_results_of_any_name(command: tuple[str, ...]) -> None:
+    outcome = spikec(*command, *ONE, "-o", "f.svg.part", "--figure", "f.svg")
+    assert outcome.code == 0, outcome.err
+    assert len(records(Path("f.svg.part"))) == SIZE
 
 
 def test_another_explorations_file_stays(command: tuple[str, ...]) -> None:
