@@ -338,3 +338,8 @@ def main() -> None:
     except CompileError as fault:
         print(fault, file=sys.stderr)
         sys.exit(BAD_INPUT)
+    except OSError as fault:  # a name that the file system does not take, wherever it is first looked at
+        if fault.filename is None:
+            raise
+        print(f"{fault.filename}: error: {fault.strerror}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hwmodel.program import Phase, Program
+from hwmodel.timing.tiles import TileSource
 from runtime.timing.energy import phase_energy
-from runtime.timing.simulate import PhaseTiming, simulate
+from runtime.timing.simulate import Kept, PhaseTiming, simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +44,15 @@ def launches(program: Program) -> dict[Phase, int]:
     return {Phase.FORWARD: 1, Phase.OVERLAP: share - 1, Phase.BACKWARD: 1, Phase.UPDATE: 1}
 
 
-def step_cost(program: Program) -> StepCost:
-    """The launches of a batch, the Backward Engine dense."""
+def step_cost(program: Program, tiles: TileSource | None = None, kept: Kept | None = None) -> StepCost:
+    """The launches of a batch; gradients dense unless `tiles` knows of zeros, membranes whole unless `kept` does."""
     phases: dict[Phase, PhaseTiming] = {}
     cycles = energy_j = 0.0
     counts = launches(program)
     for phase, count in counts.items():
         if not count:
             continue
-        timing = simulate(program, phase)
+        timing = simulate(program, phase, tiles=tiles, kept=kept)
         phases[phase] = timing
         cycles += count * timing.elapsed_cycles
         energy_j += count * phase_energy(timing, program.config).total_j

@@ -20,9 +20,10 @@ from hwmodel.config import (
     UpdateMemory,
 )
 from hwmodel.engine_study import peak_power
-from hwmodel.program import Phase, Program
+from hwmodel.program import Program
 from hwmodel.timing.sampled_tiles import SampledTiles
-from runtime.timing.simulate import KeptByLayer, simulate
+from runtime.timing.simulate import KeptByLayer
+from runtime.timing.step import step_cost
 from spikec.reproduce.facts import Facts, Kind, Row
 from spikec.reproduce.networks import (
     SEED,
@@ -173,17 +174,12 @@ def simulated_speedup(facts: Facts, name: str, base: H2LearnConfig, config: H2Le
     program = replace(_program(name, base), config=config)
     tiles = SampledTiles(config, published.densities, seed=SEED)
     kept = KeptByLayer(published.windows)
-    cycles = {
-        phase: simulate(program, phase, tiles=tiles, kept=kept).elapsed_cycles
-        for phase in (Phase.FORWARD, Phase.OVERLAP, Phase.BACKWARD, Phase.UPDATE)
-    }
-    group = config.timing.batch_group
-    total = cycles[Phase.FORWARD] + (group - 1) * cycles[Phase.OVERLAP] + cycles[Phase.BACKWARD] + cycles[Phase.UPDATE]
-    seconds = total / group / program.batch / (config.clock_ghz * 1e9)
-    return v100_seconds_per_sample(facts, name) / seconds
+    cycles = step_cost(program, tiles, kept).cycles_per_sample
+    return v100_seconds_per_sample(facts, name) / (cycles / (config.clock_ghz * 1e9))
 
 
 @cache
 def _program(name: str, config: H2LearnConfig) -> Program:
     """Compiled once; the variants change only how it is timed."""
-    return compile_training(graph_of(name), config, loss=Loss.MSE, descent=Descent(momentum=0.9)).program
+    descent = Descent(momentum=0.9, batch_group=config.timing.batch_group)
+    return compile_training(graph_of(name), config, loss=Loss.MSE, descent=descent).program

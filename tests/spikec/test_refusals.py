@@ -228,3 +228,16 @@ def test_a_refused_compilation_keeps_the_old_program(workplace: Path) -> None:
     refusal(*TARGET)
     assert os.listdir("out") == ["n.h2l"]
     assert Path("out/n.h2l").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compile", "zoo:digits-fc", "-o", f"{'n' * 300}.h2l"),
+        ("run", f"{'n' * 300}.h2l", "--data", "digits"),
+        ("explore", "zoo:digits-fc", "-o", f"{'n' * 300}.jsonl"),
+        ("report", "zoo:digits-fc", "--html", f"{'n' * 300}.html"),
+    ],
+)
+def test_names_that_no_file_system_takes(arguments: tuple[str, ...]) -> None:
+    assert "name too long" in refusal(*arguments)
