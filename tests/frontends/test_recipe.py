@@ -72,6 +72,8 @@ def test_events_reach_the_network_time_first() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(3, 2)
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
 
         def forward(self, x: Tensor) -> Tensor:
             assert x.shape[0] == 5
