@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from hwmodel.area import ENGINES, ByComponent, buffer_engine, chip_area, has_luts
+from hwmodel.area import ENGINES, ByComponent, chip_area, has_luts
 from hwmodel.components import AreaTable, EnergyTable, energy_table
 from hwmodel.config import KIB, H2LearnConfig, Skips
 from hwmodel.isa import Buffer, Queue
@@ -220,18 +220,6 @@ def run_energy(
     seconds = cycles / (config.clock_ghz * 1e9)
     leakage = {engine: power.times(seconds) for engine, power in leakage_w(config, table=table).items()}
     return Energy(dynamic=dict(dynamic), leakage=leakage)
-
-
-def transfers_by_engine(
-    transfers: Mapping[Buffer, float], config: H2LearnConfig, *, store: bool = False, table: EnergyTable | None = None
-) -> dict[Queue, EngineEnergy]:
-    """On-chip energy of DMA's bytes, for the engines whose buffers they pass."""
-    energies: dict[Queue, EngineEnergy] = {}
-    for buffer, moved in transfers.items():
-        engine = buffer_engine(buffer)
-        spent = transfer_energy(moved, buffer, config, store=store, table=table)
-        energies[engine] = energies.get(engine, NO_ENERGY) + spent
-    return energies
 
 
 def _interpolated(size: float, costs: tuple[float, ...]) -> float:

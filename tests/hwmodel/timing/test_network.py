@@ -16,7 +16,7 @@ from compiler.ir import Graph
 from compiler.losses import Loss
 from compiler.passes import FoldBatchNorm
 from hwmodel.config import EncodingPath, H2LearnConfig, Halo, MembraneWrite, TileConfig, UpdateMemory, load_config
-from hwmodel.isa import FcTile, Queue, UpdateTile
+from hwmodel.isa import ConvTile, FcTile, Queue, UpdateTile
 from hwmodel.program import Layer, NeuronFacts, Phase, Program
 from hwmodel.timing.closed_forms import (
     encoding_conv_cycles,
@@ -166,12 +166,10 @@ def check_forward(program: Program, timing: PhaseTiming, number: int, facts: Lay
             assert found == forward_linear_cycles(facts, config, steps, batch)
             assert any(isinstance(i, FcTile) for i in own)
             return
-        chunks = len({(i.nt, i.nn) for i in own if hasattr(i, "nt")})
-        least = forward_conv_cycles(facts, config, steps, batch)
-        most = forward_conv_cycles(facts, config, steps, batch, chunks=max(chunks, 1) * steps * batch)
-        assert least <= found <= most
-        if chunks == 1 and all(getattr(i, "nt", steps) == steps for i in own):
-            assert found == least
+        tiles = [i for i in own if isinstance(i, ConvTile)]
+        assert {tile.nn for tile in tiles} == {batch}
+        chunks = -(-steps // max(tile.nt for tile in tiles))  # the LUTs are programmed for each
+        assert found == forward_conv_cycles(facts, config, steps, batch, chunks)
 
 
 def check_update(program: Program, timing: PhaseTiming, number: int, facts: Layer) -> None:
@@ -218,8 +216,10 @@ def test_an_uncut_program_moves_the_bytes_of_the_closed_form() -> None:
     layers = network_layers(graph, CONFIG)
     timing = simulate(program, Phase.BACKWARD)
     one = setting(timesteps=program.timesteps, batch=program.batch)
+    convolutions = [n for n, facts in enumerate(layers) if facts.engine is Queue.FE and facts.kind == "conv"]
+    assert convolutions
     for number, facts in enumerate(layers):
-        if facts.engine is Queue.FE and facts.kind == "conv":
+        if number in convolutions:
             moved = sum(
                 b for way, b in timing.bytes.items() if way.layer == number and way.buffer in ("wu_gm", "wu_in")
             )
