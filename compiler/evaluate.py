@@ -43,16 +43,17 @@ class Evaluation:
 
 
 @dataclass(slots=True)
-class _Run:
-    """What the rules of one execution share."""
+class Execution:
+    """What the rules of one execution share; whoever executes on other arrays than the graph's overrides `array`."""
 
     graph: Graph
-    traced: Collection[str]
-    thresholds: Mapping[str, float]
-    first_sample: int
+    traced: Collection[str] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    first_sample: int = 0
     membranes: dict[str, Tensor] = field(default_factory=dict)
 
     def array(self, param: Param) -> Tensor:
+        """A parameter's values."""
         return torch.from_numpy(np.array(self.graph.parameters[param.name]))
 
     def number(self, value: Number, value_ndim: int) -> Tensor:
@@ -83,7 +84,7 @@ def evaluate(
     for name in (*traces, *(thresholds or {})):
         if name not in graph.types:
             raise CompileError(f"{name} is not a node of the graph", graph.input.loc)
-    run = _Run(graph, traces, thresholds or {}, first_sample)
+    run = Execution(graph, traces, thresholds or {}, first_sample)
     values: dict[str, Tensor] = {}
     last_use = {name: node.name for node in graph.nodes for name in node.inputs}
     kept = {}
@@ -100,18 +101,18 @@ def evaluate(
 
 
 @singledispatch
-def execute(op: Op, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def execute(op: Op, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     """The value of one node; one rule for each op."""
     raise CompileError(f"{node.name}: no rule to evaluate {type(op).__name__}", node.loc)
 
 
 @execute.register
-def _(op: Input, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Input, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     return inputs[0]
 
 
 @execute.register
-def _(op: Encode, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Encode, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     (x,) = inputs
     match op.kind:
         case Encoding.DIRECT:
@@ -128,7 +129,7 @@ def _(op: Encode, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
 
 
 @execute.register
-def _(op: Conv2d, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Conv2d, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     (x,) = inputs
     bias = run.array(op.bias) if op.bias is not None else None
     weight = run.array(op.weight)
@@ -136,13 +137,13 @@ def _(op: Conv2d, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
 
 
 @execute.register
-def _(op: Linear, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Linear, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     bias = run.array(op.bias) if op.bias is not None else None
     return _merged(inputs[0], 2, lambda v: functional.linear(v, run.array(op.weight), bias))
 
 
 @execute.register
-def _(op: BatchNorm, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: BatchNorm, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     (x,) = inputs
     mean, var, weight, bias = (run.array(p) for p in (op.mean, op.var, op.weight, op.bias))
     ndim = 4 if x.ndim >= 4 else 2
@@ -150,7 +151,7 @@ def _(op: BatchNorm, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
 
 
 @execute.register
-def _(op: AvgPool2d, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: AvgPool2d, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     return _merged(
         inputs[0],
         4,
@@ -159,7 +160,7 @@ def _(op: AvgPool2d, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
 
 
 @execute.register
-def _(op: MaxPool2d, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: MaxPool2d, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     return _merged(
         inputs[0],
         4,
@@ -168,24 +169,24 @@ def _(op: MaxPool2d, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
 
 
 @execute.register
-def _(op: Flatten, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Flatten, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     return inputs[0].flatten(-3)
 
 
 @execute.register
-def _(op: Add, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Add, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     return inputs[0] + inputs[1]
 
 
 @execute.register
-def _(op: Scale, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Scale, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     (x,) = inputs
     has_time = run.graph.types[node.name].has("T")
     return x * run.number(op.factor, x.ndim - has_time)
 
 
 @execute.register
-def _(op: Readout, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Readout, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     (x,) = inputs
     match op.kind:
         case Reading.RATE:
@@ -197,7 +198,7 @@ def _(op: Readout, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
 
 
 @execute.register
-def _(op: Lif, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Lif, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     (x,) = inputs
     traced = node.name in run.traced
     number = {
@@ -230,7 +231,7 @@ def _(op: Lif, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
 
 
 @execute.register
-def _(op: Li, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
+def _(op: Li, inputs: list[Tensor], node: Node, run: Execution) -> Tensor:
     (x,) = inputs
     decay = run.number(op.decay, x.ndim - 1)
     m = run.number(op.initial, x.ndim - 1).expand(x.shape[1:])
@@ -243,7 +244,7 @@ def _(op: Li, inputs: list[Tensor], node: Node, run: _Run) -> Tensor:
     return membranes
 
 
-def _integrate(op: Lif | Li, decayed: Tensor, x: Tensor, run: _Run) -> Tensor:
+def _integrate(op: Lif | Li, decayed: Tensor, x: Tensor, run: Execution) -> Tensor:
     """decayed + input_scale * x + leak_bias; a factor of 1 and a term of 0 are left out."""
     scaled = x if op.input_scale == 1.0 else run.number(op.input_scale, x.ndim) * x
     m = decayed + scaled

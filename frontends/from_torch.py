@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from compiler.ir import CompileError, Graph, Loc
-from frontends.torch_import.axes import layouts
+from frontends.torch_import.axes import Layout, Value, layouts
 from frontends.torch_import.network import Network
 from frontends.torch_import.rules import translate
 from frontends.torch_import.trace import trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """A graph, and how the module's own tensors stand to it."""
+
+    graph: Graph
+    input: Layout
+    output: Value
 
 
 def from_torch(module: nn.Module, example: Tensor, timesteps: int, *, name: str = "network") -> Graph:
@@ -21,6 +32,14 @@ def from_torch(module: nn.Module, example: Tensor, timesteps: int, *, name: str 
 
     Shapes: lines of features (N, C, L) become (N, C, 1, L).
     Raises: CompileError naming the operator, module or parameter that the graph cannot express.
+    """
+    return import_module(module, example, timesteps, name=name).graph
+
+
+def import_module(module: nn.Module, example: Tensor, timesteps: int, *, name: str = "network") -> Imported:
+    """As `from_torch`, with the layout of the module's input and output.
+
+    Raises: as `from_torch`.
     """
     if timesteps < 1:
         raise CompileError(f"timesteps is {timesteps}, must be at least 1", Loc(name))
@@ -39,15 +58,17 @@ def from_torch(module: nn.Module, example: Tensor, timesteps: int, *, name: str 
     for layout in readings:
         network = Network(program, layout, name)
         try:
-            return _graph(network)
+            return _imported(network)
         except CompileError as fault:
             faults.append((len(network.operands), fault))
     # The reading that got furthest is most likely the intended one.
     raise max(faults, key=lambda entry: entry[0])[1]
 
 
-def _graph(network: Network) -> Graph:
+def _imported(network: Network) -> Imported:
     network.start()
     for call in network.trace.calls:
         network.operands[call.node] = translate(network, call)
-    return network.graph()
+    output = network.operands[network.trace.output]
+    assert isinstance(output, Value)
+    return Imported(graph=network.graph(), input=network.layout, output=output)

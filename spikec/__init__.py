@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runtime.engines import fast, golden
     from runtime.session import RunResult, engines_for, run_program
     from runtime.training_session import StepReport, TrainingSession
+    from spikec.fusing import fuse
 
 __version__ = "0.3.0"
 
@@ -53,6 +54,7 @@ _HOMES = {
     "evaluate": "compiler.evaluate",
     "fast": "runtime.engines",
     "from_torch": "frontends.from_torch",
+    "fuse": "spikec.fusing",
     "golden": "runtime.engines",
     "load_config": "hwmodel.config",
     "load_graph": "compiler.ir.file",
@@ -91,6 +93,7 @@ __all__ = [
     "evaluate",
     "fast",
     "from_torch",
+    "fuse",
     "golden",
     "load_config",
     "load_graph",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 
-from compiler.fused.cpu import SUMS
+from compiler.fused.cpu_cell import SUMS
 from compiler.fused.emit import Buffer, Expr, T, argument, f32, kernel, local, put, tirx
 from compiler.fused.population import Norm, Population
 

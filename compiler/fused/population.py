@@ -70,13 +70,14 @@ class KernelName(StrEnum):
 class Window:
     """Pooling over windows side by side: stride = kernel, no padding.
 
-    `exact`: height and width are multiples of the kernel. Otherwise the result's extents tell whether partial windows
-    at the lower and right edge are kept (averaged over their valid elements) or dropped.
+    `exact`: height and width are multiples of the kernel. Otherwise `ceil` keeps the partial windows at the lower and
+    right edge, averaged over their valid elements, and without it they are dropped.
     """
 
     kernel: tuple[int, int]
     average: bool  # else the maximum
     exact: bool = True
+    ceil: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,6 +51,12 @@ class Graph:
     def __hash__(self) -> int:
         return hash(self.digest())
 
+    def __deepcopy__(self, memo: object) -> Graph:
+        return self  # nothing in it ever changes
+
+    def __reduce__(self) -> tuple[type[Graph], tuple[str, tuple[Node, ...], str, dict[str, Array]]]:
+        return Graph, (self.name, self.nodes, self.output, dict(self.parameters))
+
     def digest(self) -> str:
         """SHA-256 over nodes, origins and the parameters' bits."""
         digest = hashlib.sha256(repr((self.name, self.nodes, self.output)).encode())

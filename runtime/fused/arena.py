@@ -1,0 +1,128 @@
+"""Scratch memory of a fused module: one block planned before the first step, and a count of what did not fit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+ALIGNMENT_BYTES = 64
+
+Key = tuple[str | int, ...]  # names a buffer of the plan
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the plan puts a buffer in the block."""
+
+    offset: int
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Block:
+    """Memory, and the storages handed out from it that somebody still holds."""
+
+    memory: npt.NDArray[np.uint8]
+    issued: list[tuple[int, int, StorageWeakRef]] = field(default_factory=list)
+
+    def free(self, first: int, last: int) -> bool:
+        """Whether nobody holds a byte of the range; forgets what has been let go."""
+        self.issued = [entry for entry in self.issued if not entry[2].expired()]  # type: ignore[no-untyped-call]
+        return all(last <= start or end <= first for start, end, _ in self.issued)
+
+    def issue(self, first: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        count = math.prod(shape)
+        tensor = torch.frombuffer(self.memory, dtype=dtype, count=count, offset=first).view(shape)
+        reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        self.issued.append((first, first + count * dtype.itemsize, reference))
+        return tensor
+
+
+class Arena:
+    """Hands out buffers at their planned places; never one that a live tensor overlaps.
+
+    A buffer that the plan does not know, that outgrew its place, or whose place is still in use (two forward passes
+    before a backward pass, a retained graph) comes from a further block, which is kept and used again: `growths`
+    counts how many such blocks were made.
+    """
+
+    def __init__(self, places: Mapping[Key, Place] | None = None) -> None:
+        self._places: Mapping[Key, Place] = {}
+        self._planned = _Block(_memory(0))
+        self._spare: list[_Block] = []
+        self._lock = threading.Lock()
+        self.growths = 0
+        self.number = next(_NUMBERS)  # by which ops find it while it lives
+        _ARENAS[self.number] = self
+        self.replan(places or {})
+
+    def __deepcopy__(self, memo: object) -> Arena:
+        return Arena(self._places)
+
+    def __reduce__(self) -> tuple[type[Arena], tuple[Mapping[Key, Place]]]:
+        return Arena, (self._places,)
+
+    def replan(self, places: Mapping[Key, Place]) -> None:
+        """Take another plan; tensors from before stay valid."""
+        with self._lock:
+            self._places = places
+            self._planned = _Block(
+                _memory(max((place.offset + place.size_bytes for place in places.values()), default=0))
+            )
+            self._spare = []
+
+    @property
+    def size_bytes(self) -> int:
+        """All memory that the arena holds."""
+        return sum(block.memory.nbytes for block in (self._planned, *self._spare))
+
+    def take(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A buffer of undefined contents; it is free again when its last tensor dies."""
+        size = math.prod(shape) * dtype.itemsize
+        if size == 0:
+            return torch.empty(shape, dtype=dtype)
+        with self._lock:
+            place = self._places.get(key)
+            fits = place is not None and size <= place.size_bytes
+            if place is not None and fits and self._planned.free(place.offset, place.offset + size):
+                return self._planned.issue(place.offset, shape, dtype)
+            return self._spare_block(size).issue(0, shape, dtype)
+
+    def _spare_block(self, size: int) -> _Block:
+        """The smallest free block that is large enough, or a new one."""
+        fitting = [block for block in self._spare if block.memory.nbytes >= size and block.free(0, block.memory.nbytes)]
+        if fitting:
+            return min(fitting, key=lambda block: block.memory.nbytes)
+        block = _Block(_memory(size))
+        self._spare.append(block)
+        self.growths += 1
+        return block
+
+
+_NUMBERS = itertools.count()
+_ARENAS: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
+
+
+def arena_of(number: int) -> Arena:
+    """The arena, or a common one for graphs that outlived it."""
+    return _ARENAS.get(number, _COMMON)
+
+
+def _memory(size_bytes: int) -> npt.NDArray[np.uint8]:
+    """Uninitialised memory that starts at a vector's boundary."""
+    raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + size_bytes]
+
+
+_COMMON = Arena()

@@ -1,0 +1,288 @@
+"""The network as a torch module whose stages run on fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compiler.evaluate import Execution, execute
+from compiler.fused.plan import Plan, Stage, Step, TorchStep
+from compiler.fused.program import buffer_names, parameter_names, stage_program
+from compiler.ir import Param
+from compiler.ir.graph import Node
+from compiler.ir.ops import BatchNorm
+from hwmodel.errors import CompileError, Loc
+from runtime.fused.arena import Arena
+from runtime.fused.ops import program_number
+from runtime.fused.ops import stage as stage_op
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_MOMENTUM = 0.1  # of running statistics, torch's default
+
+Values = dict[str, Tensor]  # by name in the graph, in the graph's shapes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """How the given network's input and output stand to the graph's, whose time and batch are separate axes.
+
+    merged: time and batch are one axis, time-major. features: the axes behind them; None for the graph's own.
+    """
+
+    merged_input: bool = False
+    merged_output: bool = False
+    input_features: tuple[int, ...] | None = None
+    output_features: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _FusedStep:
+    """A stage with all that its op is called with."""
+
+    stage: Stage
+    program: int
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchRule:
+    """A node and the function that computes it."""
+
+    node: Node
+    rule: Callable[..., Tensor]
+    repeats: int
+
+
+class FusedModule(nn.Module):
+    """A network's parameters under their own names, and a forward pass that keeps layers' results alone.
+
+    It holds the given module's children and parameters: `state_dict`, optimisers, hooks on gradients and checkpoints
+    are the given module's. `plan` says what runs how.
+
+    Shapes: input and output as the given module's; any batch.
+    Raises (forward): CompileError for an input of another shape or element type, or without samples.
+    Source: chapter 4.
+    """
+
+    def __init__(
+        self, source: nn.Module, plan: Plan, paths: Mapping[str, str], interface: Interface | None = None
+    ) -> None:
+        """paths: by parameter of the graph, its tensor's path in the source; others stay as the graph has them."""
+        super().__init__()
+        _adopt(self, source)
+        self.plan, self.paths, self.interface = plan, dict(paths), interface or Interface()
+        self.process_group = ""  # by name: batch statistics are taken over its processes; "": this one's alone
+        self._arena = Arena()
+        self._steps = tuple(_step(step) for step in plan.steps)
+        self._last_use = _last_use(plan)
+        self._constants: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
+        """first_sample: index of the batch's first sample, on which and on the seed Bernoulli draws depend."""
+        values: Values = {self.plan.input: self._input(x)}
+        run = _Live(self.plan.graph, first_sample=first_sample, tensor=self._tensor)
+        for step, done in zip(self._steps, self._last_use, strict=True):
+            if isinstance(step, _FusedStep):
+                self._fused(step, values)
+            elif step.node.name != self.plan.input:
+                values[step.node.name] = self._torch(step, values, run)
+            for name in done:
+                del values[name]
+        return self._output(values[self.plan.output])
+
+    def extra_repr(self) -> str:
+        fused = sum(isinstance(step, _FusedStep) for step in self._steps)
+        return f"{self.plan.network}: {fused} fused stages, timesteps={self.plan.timesteps}"
+
+    def _fused(self, step: _FusedStep, values: Values) -> None:
+        stage = step.stage
+        x = _rows(values[stage.source], has_time=not stage.repeated and self.plan.graph.types[stage.source].has("T"))
+        dtype = _compute_dtype(x)
+        parameters = [self._tensor(name) for name in step.parameters]
+        norms = 2 if stage.batch_norm is not None else 0
+        parameters = [
+            *(value.float() for value in parameters[:norms]),
+            *(value.to(dtype) for value in parameters[norms:]),
+        ]
+        buffers = [self._tensor(name).float() for name in step.buffers]
+        source = self._batch_norm_module(step.parameters[0]) if norms else None
+        training = self.training if source is None else source.training
+        with torch.autocast(x.device.type, enabled=False):
+            results: list[Tensor] = stage_op(
+                x.to(dtype),
+                parameters,
+                buffers,
+                step.program,
+                stage.name,
+                self._arena.number,
+                training,
+                self.process_group,
+            )
+        for name, result in zip(stage.outputs, results, strict=False):
+            values[name] = _sequence(result, self.plan.timesteps)
+        if norms and training:
+            mean, var, count = results[-1]
+            self._update_running(source, step.buffers[0], step.buffers[1], (mean, var, count))
+
+    def _torch(self, step: _TorchRule, values: Values, run: _Live) -> Tensor:
+        inputs = [values[name] for name in step.node.inputs]
+        if isinstance(step.node.op, BatchNorm):
+            return self._batch_norm(step, step.node.op, inputs[0])
+        return step.rule(step.node.op, inputs, step.node, run)
+
+    def _batch_norm(self, step: _TorchRule, op: BatchNorm, x: Tensor) -> Tensor:
+        """A batch norm that no neurons follow, on torch's kernels."""
+        source = self._batch_norm_module(op.weight.name)
+        training = self.training if source is None else source.training
+        weight, bias, mean, var = (self._tensor(param.name) for param in (op.weight, op.bias, op.mean, op.var))
+        rows = _rows(x, has_time=self.plan.graph.types[step.node.inputs[0]].has("T"))
+        if training:
+            with torch.no_grad():
+                axes = [0, *range(2, rows.ndim)]
+                moments = torch.var_mean(rows.detach().float(), axes, correction=0)
+                count = torch.tensor(float(rows.numel() // rows.shape[1] * step.repeats))
+            self._update_running(source, op.mean.name, op.var.name, (moments[1], moments[0], count))
+            normed = functional.batch_norm(rows, None, None, weight, bias, True, 0.0, op.eps)
+        else:
+            normed = functional.batch_norm(rows, mean, var, weight, bias, False, 0.0, op.eps)
+        return normed.reshape(*x.shape[: x.ndim - normed.ndim + 1], *normed.shape[1:])
+
+    def _update_running(
+        self, source: _BatchNorm | None, mean_name: str, var_name: str, moments: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """As torch's batch norm in training: the variance corrected for the number of values."""
+        mean, var, count = moments
+        factor: float | Tensor = (
+            _MOMENTUM if source is None else source.momentum if source.momentum is not None else 0.0
+        )
+        with torch.no_grad():
+            if source is not None and source.num_batches_tracked is not None:
+                source.num_batches_tracked.add_(1)
+                if source.momentum is None:
+                    factor = 1.0 / source.num_batches_tracked
+            unbiased = var * count / (count - 1)
+            for name, value in ((mean_name, mean), (var_name, unbiased)):
+                running = self._tensor(name)
+                running.lerp_(value.to(running.dtype), torch.as_tensor(factor, dtype=running.dtype))
+
+    def _batch_norm_module(self, parameter: str) -> _BatchNorm | None:
+        """The module that a batch norm's parameter belongs to, if it is one of torch's."""
+        path = self.paths.get(parameter, "")
+        owner: object = self
+        for part in path.split(".")[:-1]:
+            owner = getattr(owner, part)
+        return owner if isinstance(owner, _BatchNorm) else None
+
+    def _tensor(self, name: str) -> Tensor:
+        """A parameter of the graph, as it is now."""
+        if name not in self.paths:
+            if name not in self._constants:
+                self._constants[name] = torch.tensor(self.plan.graph.parameters[name])
+            return self._constants[name]
+        value: object = self
+        for part in self.paths[name].split("."):
+            value = getattr(value, part)
+        assert isinstance(value, Tensor)
+        shape = self.plan.graph.parameters[name].shape
+        return value if value.shape == shape else value.reshape(shape)
+
+    def _input(self, x: Tensor) -> Tensor:
+        """In the graph's shape, feature maps with the channels last in memory."""
+        want, steps = self.plan.graph.types[self.plan.input], self.plan.timesteps
+        timed = want.has("T")
+        sizes = tuple(size for size in want.shape[1 + timed :] if isinstance(size, int))
+        _check_input(x, self.interface.input_features or sizes, self._lead(timed), steps, self.plan.network)
+        rows = x.reshape(-1, *sizes)
+        if rows.ndim == 4:
+            rows = rows.contiguous(memory_format=torch.channels_last)
+        return _sequence(rows, steps) if timed else rows
+
+    def _lead(self, timed: bool) -> str:
+        if not timed:
+            return "N"
+        return "T * N" if self.interface.merged_input else "T, N"
+
+    def _output(self, y: Tensor) -> Tensor:
+        timed = self.plan.graph.types[self.plan.output].has("T")
+        if self.interface.output_features is not None:
+            y = y.reshape(*y.shape[: 1 + timed], *self.interface.output_features)
+        return y.flatten(0, 1) if timed and self.interface.merged_output else y
+
+
+@dataclass(slots=True)
+class _Live(Execution):
+    """Executes nodes on the module's present tensors."""
+
+    tensor: Callable[[str], Tensor] = field(kw_only=True)
+
+    def array(self, param: Param) -> Tensor:
+        return self.tensor(param.name)
+
+
+def _adopt(module: nn.Module, source: nn.Module) -> None:
+    """Give the module the source's children, parameters, buffers and mode."""
+    persistent = set(source.state_dict())
+    for name, child in source.named_children():
+        module.add_module(name, child)
+    for name, parameter in source.named_parameters(recurse=False):
+        module.register_parameter(name, parameter)
+    for name, buffer in source.named_buffers(recurse=False):
+        module.register_buffer(name, buffer, persistent=name in persistent)
+    module.training = source.training
+
+
+def _check_input(x: Tensor, features: tuple[int, ...], lead: str, timesteps: int, network: str) -> None:
+    if x.dtype not in _DTYPES:
+        hint = "call x.float(); for mixed precision use torch.autocast"
+        raise CompileError(f"the input is {x.dtype}, must be torch.float32 or torch.bfloat16", Loc(network), hint=hint)
+    axes = 2 if lead == "T, N" else 1
+    fits = x.ndim == axes + len(features) and tuple(x.shape[axes:]) == features
+    if lead != "N":
+        fits = fits and (x.shape[0] == timesteps if axes == 2 else x.shape[0] % timesteps == 0)
+    if not fits or x.shape[axes - 1] == 0:
+        takes = ", ".join((lead.replace("T", str(timesteps)), *(str(size) for size in features)))
+        raise CompileError(
+            f"the input has shape {tuple(x.shape)}, the network takes ({takes})",
+            Loc(network),
+            hint="fuse again for another size or number of time steps",
+        )
+
+
+def _step(step: Step) -> _FusedStep | _TorchRule:
+    if isinstance(step, TorchStep):
+        return _TorchRule(step.node, execute.dispatch(type(step.node.op)), step.repeats)
+    return _FusedStep(step, program_number(stage_program(step)), parameter_names(step), buffer_names(step))
+
+
+def _last_use(plan: Plan) -> tuple[tuple[str, ...], ...]:
+    """By step, the values that no later step reads."""
+    last: dict[str, int] = {}
+    for at, step in enumerate(plan.steps):
+        read = [step.source] if isinstance(step, Stage) else list(step.node.inputs)
+        for name in (*step.outputs, *read):
+            last[name] = at
+    last.pop(plan.output, None)
+    return tuple(tuple(name for name, use in last.items() if use == at) for at in range(len(plan.steps)))
+
+
+def _rows(value: Tensor, *, has_time: bool) -> Tensor:
+    """Time and batch as one axis; feature maps with the channels last in memory."""
+    rows = value.flatten(0, 1) if has_time else value
+    return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows.contiguous()
+
+
+def _sequence(rows: Tensor, timesteps: int) -> Tensor:
+    """Time and batch as two axes."""
+    return rows.view(timesteps, -1, *rows.shape[1:])
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Of the stage's layers: autocast's, or that of its input."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,0 +1,185 @@
+"""Executes one population: its table of per-channel numbers, then its kernels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compiler.fused.finish import FinishName
+from compiler.fused.population import PER_CHANNEL, KernelName, Norm, Population
+from compiler.ir.ops import window_extent
+from runtime.fused.cpu_kernels import GROUPS, CpuKernels, cpu_kernels, has_tail
+
+Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # a scratch buffer for a role
+AllReduce = Callable[[Tensor], None]  # adds a tensor up over processes, in place
+
+COUNT = 2  # row of the moments (3, C) beside mean and biased variance: how many values they are taken over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norming:
+    """The batch norm before a population: parameters (C,) in f32, running statistics, and how sums are shared."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+    all_reduce: AllReduce | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows of per-channel numbers (R, C), none where all are constants; of a batch norm also 1 / deviation, count."""
+
+    rows: list[Tensor]
+    reciprocal: Tensor | None
+    count: float
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronsRun:
+    """One execution of a population on maps x (T, N, H, W, C), or (1, N, H, W, C) if repeated.
+
+    numbers: its per-channel numbers by name, (C,) in f32.
+    """
+
+    population: Population
+    x: Tensor
+    numbers: Mapping[str, Tensor]
+    norming: Norming | None
+    take: Take
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        _, samples, height, width, channels = self.x.shape
+        window = self.population.window
+        if window is not None:
+            height, width = (
+                window_extent(size, kernel, kernel, 0, window.ceil)
+                for size, kernel in zip((height, width), window.kernel, strict=True)
+            )
+        return self.population.timesteps, samples, height, width, channels
+
+    def moments(self) -> Tensor | None:
+        """Mean, biased variance and count (3, C) of the batch norm's input, f64; None without a batch norm."""
+        if self.norming is None:
+            return None
+        moments = self.take("moments", (3, self.x.shape[-1]), torch.float64)
+        if self.population.norm is Norm.RUNNING:
+            moments[0], moments[1], moments[COUNT] = self.norming.running_mean, self.norming.running_var, self._count
+            return moments
+        sums = self._sums()
+        self._kernels(KernelName.STATISTICS, self._flat(self.x), sums)
+        self._kernels(FinishName.MOMENTS, self._flat(self.x), sums, moments[:COUNT])
+        moments[COUNT] = self._count
+        if self.norming.all_reduce is not None:
+            _merge(moments, self.norming.all_reduce)
+        return moments
+
+    def forward(self, moments: Tensor | None) -> Tensor:
+        """Algorithm 1: the result (T, N, H', W', C)."""
+        y = self.take("y", self.out_shape, self.x.dtype)
+        table = self._table(moments)
+        self._kernels(KernelName.FORWARD, self._input(self.x), *table.rows, self._output(y))
+        return y
+
+    def backward(self, moments: Tensor | None, grad: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Algorithms 2 and 3: gradients of x and of the batch norm's parameters.
+
+        grad: of the result; overwritten. y: filled with the result once more.
+        """
+        x, table = self._input(self.x), self._table(moments)
+        targets, grad_x = [self._output(grad)], grad
+        if not self.population.in_place:
+            grad_x = self.take("grad_x", tuple(self.x.shape), self.x.dtype)
+            targets.append(self._input(grad_x))
+        if self.population.norm is Norm.NONE:
+            self._kernels(KernelName.GRADIENT, x, *table.rows, *targets, self._output(y))
+            return grad_x, None
+        sums = self._sums()
+        if self.population.norm is Norm.RUNNING:
+            self._kernels(KernelName.GRADIENT, x, *table.rows, *targets, sums, self._output(y))
+            return grad_x, self._norm_gradients(sums, table)
+        self._kernels(KernelName.GRADIENT_SUMS, x, *table.rows, targets[0], sums, self._output(y))
+        norm_gradients = self._norm_gradients(sums, table)
+        self._kernels(KernelName.GRADIENT_INPUT, x, *table.rows, *targets)
+        return grad_x, norm_gradients
+
+    @property
+    def _kernels(self) -> CpuKernels:
+        return cpu_kernels(self.population, tail=has_tail(self.x.shape[-1]))
+
+    def _sums(self) -> Tensor:
+        return self.take("sums", (GROUPS, 2, self.x.shape[-1]), torch.float64)
+
+    def _table(self, moments: Tensor | None) -> _Table:
+        rows = self.population.rows
+        if not rows:
+            return _Table([], None, 0.0)
+        table = self.take("table", (len(rows), self.x.shape[-1]), torch.float32)
+        for name, values in self.numbers.items():
+            if name in rows:
+                table[rows.index(name)] = values
+        if self.norming is None or moments is None:
+            return _Table([table], None, 0.0)
+        norming, reciprocal = self.norming, self.take("reciprocal", (self.x.shape[-1],), torch.float64)
+        arguments = (norming.weight, norming.bias, self._number("input_scale"), self._number("leak_bias"))
+        self._kernels(FinishName.TABLE, moments[:COUNT], *arguments, table, reciprocal, norming.eps)
+        return _Table([table], reciprocal, float(moments[COUNT, 0]))
+
+    def _norm_gradients(self, sums: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
+        assert self.norming is not None
+        assert table.reciprocal is not None
+        channels = self.x.shape[-1]
+        own = self.take("totals", (2, channels), torch.float64)
+        self._kernels(FinishName.TOTALS, sums, own)
+        everywhere = own
+        if self.norming.all_reduce is not None and self.population.norm is Norm.BATCH:
+            everywhere = own.clone()
+            self.norming.all_reduce(everywhere)
+        grads = [self.take(role, (channels,), torch.float32) for role in ("grad_weight", "grad_bias")]
+        arguments = (own, everywhere, table.reciprocal, self._number("input_scale"), table.rows[0], *grads)
+        self._kernels(FinishName.GRADIENTS, *arguments, table.count)
+        return grads[0], grads[1]
+
+    @property
+    def _count(self) -> float:
+        """Values of one channel over all steps: repeated ones count each time."""
+        _, samples, height, width, _ = self.x.shape
+        return float(self.population.timesteps * samples * height * width)
+
+    def _number(self, name: str) -> Tensor:
+        value = getattr(self.population, name)
+        return self.numbers[name] if value is PER_CHANNEL else _constant(value, self.x.shape[-1])
+
+    def _input(self, maps: Tensor) -> Tensor:
+        values = maps if self.population.window is not None else self._flat(maps)
+        return values[0] if self.population.repeated and self.population.window is not None else values
+
+    def _output(self, maps: Tensor) -> Tensor:
+        return maps if self.population.window is not None else maps.flatten(1, 3)
+
+    def _flat(self, maps: Tensor) -> Tensor:
+        """Pixels of all samples as rows; without the time axis if repeated."""
+        return maps.flatten(0, 3) if self.population.repeated else maps.flatten(1, 3)
+
+
+def _merge(moments: Tensor, all_reduce: AllReduce) -> None:
+    """Moments over the values of all processes from those of each, in place."""
+    mean, var, count = moments.clone()
+    sums = torch.stack([mean * count, (var + mean * mean) * count, count])
+    all_reduce(sums)
+    moments[COUNT] = sums[2]
+    moments[0] = sums[0] / sums[2]
+    moments[1] = (sums[1] / sums[2] - moments[0] * moments[0]).clamp(min=0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _constant(value: float, channels: int) -> Tensor:
+    return torch.full((channels,), value)

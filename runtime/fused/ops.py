@@ -1,0 +1,221 @@
+"""The custom ops of torch that run a stage, with their shapes and gradients: what autograd and compilers see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from compiler.fused.population import Population, Window
+from compiler.fused.program import StageProgram
+from compiler.ir.ops import window_extent
+from runtime.fused.arena import arena_of
+from runtime.fused.neurons import AllReduce
+from runtime.fused.stage import Gradients, StageRun, Tensors
+
+_PROGRAMS: list[StageProgram] = []  # by number: ops take no other arguments than tensors, numbers and strings
+_NUMBERS: dict[StageProgram, int] = {}
+
+
+def program_number(program: StageProgram) -> int:
+    """The number by which ops find the program; equal programs share one."""
+    if program not in _NUMBERS:
+        _NUMBERS[program] = len(_PROGRAMS)
+        _PROGRAMS.append(program)
+    return _NUMBERS[program]
+
+
+@torch.library.custom_op("spikec::stage", mutates_args=())
+def stage(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    program: int,
+    name: str,
+    arena: int,
+    training: bool,
+    group: str,
+) -> list[Tensor]:
+    """A stage's results: of each layer, then the spikes if they leave it, then the batch norm's moments (3, C).
+
+    name: of the stage in the plan. arena: its scratch memory. group: the process group over which batch statistics
+    are taken, or "" for this process alone.
+    """
+    run = _run(x, parameters, buffers, program, name, arena, training, group)
+    results, moments = run.forward()
+    return [*results, moments] if moments is not None else results
+
+
+@stage.register_fake
+def _(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    program: int,
+    name: str,
+    arena: int,
+    training: bool,
+    group: str,
+) -> list[Tensor]:
+    found = _PROGRAMS[program]
+    rows = _rows_shape(found, x)
+    results, at = [], 2 * found.norm
+    for layer in found.layers:
+        weight, at = parameters[at], at + 1 + layer.bias
+        shape = [rows[0], weight.shape[0]]
+        if layer.convolution:
+            sizes = zip(rows[2:], weight.shape[2:], layer.stride, layer.padding, strict=True)
+            shape += [window_extent(size, kernel, stride, padding) for size, kernel, stride, padding in sizes]
+        results.append(_empty(x, shape))
+    if found.spikes:
+        results.append(_empty(x, rows))
+    if found.norm:
+        results.append(x.new_empty((3, x.shape[1]), dtype=torch.float64))
+    return results
+
+
+@torch.library.custom_op("spikec::stage_backward", mutates_args=())
+def stage_backward(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    moments: Tensor | None,
+    program: int,
+    name: str,
+    arena: int,
+    training: bool,
+    group: str,
+    need_x: bool,
+    need: Sequence[bool],
+) -> list[Tensor]:
+    """The gradients that are needed: of x, then of the parameters."""
+    run = _run(x, parameters, buffers, program, name, arena, training, group)
+    found = run.backward(grads, moments, need_x=need_x, need=need)
+    return [value for value in _wanted(found, need) if value is not None]
+
+
+@stage_backward.register_fake
+def _(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    moments: Tensor | None,
+    program: int,
+    name: str,
+    arena: int,
+    training: bool,
+    group: str,
+    need_x: bool,
+    need: Sequence[bool],
+) -> list[Tensor]:
+    like = [x] if need_x else []
+    like += [parameter for parameter, needed in zip(parameters, need, strict=True) if needed]
+    return [_empty(tensor, tensor.shape) for tensor in like]
+
+
+class _Context(Protocol):
+    """What autograd hands from the forward to the backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, list[bool], list[bool]]
+    arguments: tuple[int, str, int, bool, str]
+    counts: tuple[int, int, int]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+
+def _setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tensor]) -> None:
+    x, parameters, buffers, program, name, arena, training, group = inputs
+    found = _PROGRAMS[program]  # type: ignore[call-overload]
+    moments = [output[-1]] if found.norm else []
+    ctx.mark_non_differentiable(*moments)
+    # running statistics change before the backward pass, which goes by the moments
+    kept = buffers[2 * found.norm :]  # type: ignore[index]
+    ctx.save_for_backward(x, *parameters, *kept, *moments)  # type: ignore[misc,arg-type]
+    ctx.arguments = (program, name, arena, training, group)  # type: ignore[assignment]
+    ctx.counts = (len(parameters), len(buffers), len(output) - len(moments))  # type: ignore[arg-type]
+
+
+def _backward(ctx: _Context, grads: list[Tensor]) -> tuple[object, ...]:
+    parameter_count, buffer_count, results = ctx.counts
+    x, *others = ctx.saved_tensors
+    parameters, others = others[:parameter_count], others[parameter_count:]
+    moments = others.pop() if _PROGRAMS[ctx.arguments[0]].norm else None
+    buffers = others if moments is None else [moments[0], moments[1], *others]
+    need_x, need = ctx.needs_input_grad[0], list(ctx.needs_input_grad[1])
+    found = iter(stage_backward(list(grads[:results]), x, parameters, buffers, moments, *ctx.arguments, need_x, need))
+    grad_x = next(found) if need_x else None
+    grad_parameters = [next(found) if needed else None for needed in need]
+    return grad_x, grad_parameters, [None] * buffer_count, None, None, None, None, None
+
+
+stage.register_autograd(_backward, setup_context=_setup)
+
+
+def _run(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    program: int,
+    name: str,
+    arena: int,
+    training: bool,
+    group: str,
+) -> StageRun:
+    return StageRun(
+        _PROGRAMS[program],
+        Tensors(x=x, parameters=parameters, buffers=buffers),
+        training=training,
+        arena=arena_of(arena),
+        name=name,
+        all_reduce=_all_reduce(group) if group and training else None,
+    )
+
+
+def _wanted(found: Gradients, need: Sequence[bool]) -> list[Tensor | None]:
+    parameters = [value for value, needed in zip(found.parameters, need, strict=True) if needed]
+    return [*([found.x] if found.x is not None else []), *parameters]
+
+
+def _all_reduce(group: str) -> AllReduce:
+    found = dist.distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined,arg-type]
+
+    def reduce(tensor: Tensor) -> None:
+        dist.all_reduce(tensor, group=found)
+
+    return reduce
+
+
+def _rows_shape(program: StageProgram, x: Tensor) -> list[int]:
+    """Shape of what the layers take."""
+    height, width = x.shape[2:] if x.ndim == 4 else (1, 1)
+    for part in program.parts:
+        window = part.window if isinstance(part, Population) else part
+        if window is not None:
+            height, width = (_pooled(window, at, size) for at, size in enumerate((height, width)))
+    rows = x.shape[0] * (program.timesteps if program.repeated else 1)
+    if x.ndim != 4 or program.flatten:
+        return [rows, x.shape[1] * height * width]
+    return [rows, x.shape[1], height, width]
+
+
+def _pooled(window: object, at: int, size: int) -> int:
+    if isinstance(window, Window):
+        return window_extent(size, window.kernel[at], window.kernel[at], 0, window.ceil)
+    return window_extent(size, window.kernel[at], window.stride[at], window.padding[at], window.ceil_mode)  # type: ignore[attr-defined]
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    last = len(shape) == 4
+    return torch.empty(
+        tuple(shape),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )

@@ -1,0 +1,239 @@
+"""Executes one stage, forward and backward, on plain tensors: kernels for the neurons, torch for the layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compiler.fused.plan import Part
+from compiler.fused.population import Activation, Norm, Population
+from compiler.fused.program import Layer, StageProgram, numbers
+from runtime.fused.arena import Arena
+from runtime.fused.layers import layer_forward, layer_grad_input, layer_grad_parameters
+from runtime.fused.neurons import AllReduce, NeuronsRun, Norming
+from runtime.fused.pooling import as_maps, images, pool_backward, pool_forward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """What a stage works on, see `StageProgram`; x is (T * N, C, H, W) or (T * N, C), without T if repeated."""
+
+    x: Tensor
+    parameters: Sequence[Tensor]
+    buffers: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """Of a stage's input and parameters; None where none was asked for."""
+
+    x: Tensor | None
+    parameters: list[Tensor | None]
+
+
+class StageRun:
+    """One execution of a stage; values between its parts are contiguous (T, N, H, W, C)."""
+
+    def __init__(
+        self,
+        program: StageProgram,
+        tensors: Tensors,
+        *,
+        training: bool,
+        arena: Arena,
+        name: str,
+        all_reduce: AllReduce | None = None,
+    ) -> None:
+        self._program, self._tensors = program, tensors
+        self._arena, self._name, self._all_reduce = arena, name, all_reduce
+        self._direction = "forward"
+        activation = Activation.BF16 if tensors.x.dtype == torch.bfloat16 else Activation.F32
+        self._parts: tuple[Part, ...] = tuple(
+            program.part(index, training=training, activation=activation) for index in range(len(program.parts))
+        )
+
+    def forward(self) -> tuple[list[Tensor], Tensor | None]:
+        """The layers' results, then the spikes if they leave the stage; and the batch norm's moments (3, C)."""
+        if not self._parts:
+            return [self._layer(at, self._tensors.x) for at in range(len(self._program.layers))], None
+        maps, moments = self._maps(), None
+        for index, part in enumerate(self._parts):
+            if isinstance(part, Population):
+                run = self._neurons(index, part, maps)
+                moments = run.moments() if index == 0 else moments
+                maps = run.forward(moments)
+            else:
+                maps = pool_forward(part, maps)
+        rows = self._rows(maps)
+        results = [self._layer(at, rows) for at in range(len(self._program.layers))]
+        return [*results, rows] if self._program.spikes else results, moments
+
+    def backward(
+        self, grads: Sequence[Tensor], moments: Tensor | None, *, need_x: bool, need: Sequence[bool]
+    ) -> Gradients:
+        """Gradients from those of the results; everything between is computed again from x.
+
+        need: of which parameters.
+        """
+        self._direction = "backward"
+        found: list[Tensor | None] = [None] * len(need)
+        if not self._parts:
+            grad = self._grad_rows(grads, self._tensors.x) if need_x else None
+            self._layer_gradients(grads, self._tensors.x, need, found)
+            return Gradients(x=grad, parameters=found)
+        inputs = self._inputs(moments)
+        if need_x or (self._program.norm and any(need[:2])):
+            grad, y = self._through_parts(grads, inputs, moments, found)
+            grad_x = self._as_input(grad)
+        else:
+            last, grad_x = self._parts[-1], None
+            y = (
+                pool_forward(last, inputs[-1])
+                if not isinstance(last, Population)
+                else self._neurons(len(inputs) - 1, last, inputs[-1]).forward(moments)
+            )
+        self._layer_gradients(grads, self._rows(y), need, found)
+        return Gradients(x=grad_x if need_x else None, parameters=found)
+
+    def _through_parts(
+        self, grads: Sequence[Tensor], inputs: list[Tensor], moments: Tensor | None, found: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of the maps that the stage takes, and its last part's result."""
+        last = self._parts[-1]
+        if isinstance(last, Population):
+            y = self._take(len(self._parts) - 1, "y", self._neurons(len(inputs) - 1, last, inputs[-1]).out_shape)
+        else:
+            y = pool_forward(last, inputs[-1])
+        grad, result = self._unrows(self._grad_rows(grads, self._rows_like(y)), y), y
+        for index in reversed(range(len(self._parts))):
+            part, maps = self._parts[index], inputs[index]
+            if isinstance(part, Population):
+                grad, of_norm = self._neurons(index, part, maps).backward(moments, grad, result)
+                if of_norm is not None:
+                    found[0], found[1] = of_norm
+            else:
+                grad = pool_backward(part, maps, grad)
+            result = maps
+        return grad, y
+
+    def _inputs(self, moments: Tensor | None) -> list[Tensor]:
+        """What each part takes."""
+        inputs = [self._maps()]
+        for index, part in enumerate(self._parts[:-1]):
+            if isinstance(part, Population):
+                inputs.append(self._neurons(index, part, inputs[-1]).forward(moments))
+            else:
+                inputs.append(pool_forward(part, inputs[-1]))
+        return inputs
+
+    def _neurons(self, index: int, part: Population, maps: Tensor) -> NeuronsRun:
+        parameters, buffers = self._tensors.parameters, list(self._tensors.buffers)
+        norming = None
+        if part.norm is not Norm.NONE:
+            norming = Norming(
+                weight=parameters[0],
+                bias=parameters[1],
+                running_mean=buffers[0],
+                running_var=buffers[1],
+                eps=self._program.eps,
+                all_reduce=self._all_reduce,
+            )
+        return NeuronsRun(part, maps, self._numbers(index), norming, functools.partial(self._take, index))
+
+    def _numbers(self, wanted: int) -> dict[str, Tensor]:
+        """The per-channel numbers of a population, by name."""
+        at = 2 if self._program.norm else 0
+        for index, part in enumerate(self._parts):
+            if isinstance(part, Population):
+                names = numbers(part)
+                if index == wanted:
+                    return dict(zip(names, self._tensors.buffers[at : at + len(names)], strict=True))
+                at += len(names)
+        return {}
+
+    def _take(self, part: int, role: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        key = (self._name, self._direction, role, part)
+        return self._arena.take(key, shape, dtype or self._tensors.x.dtype)
+
+    def _maps(self) -> Tensor:
+        """The stage's input as maps, features as maps of one pixel; with one time step if repeated."""
+        x, steps = self._tensors.x, 1 if self._program.repeated else self._program.timesteps
+        return as_maps(x if x.ndim == 4 else x[:, :, None, None], steps)
+
+    def _as_input(self, grad: Tensor) -> Tensor:
+        rows = images(grad)
+        return rows if self._tensors.x.ndim == 4 else rows.flatten(1)
+
+    def _rows(self, maps: Tensor) -> Tensor:
+        """The maps as the layers take them: (T * N, C, H, W), or features in C, H, W order."""
+        rows = self._rows_like(maps)
+        if self._program.flatten and maps.shape[2:4] != (1, 1):
+            rows.view(len(rows), maps.shape[4], *maps.shape[2:4]).copy_(images(maps))
+        return rows
+
+    def _rows_like(self, maps: Tensor) -> Tensor:
+        """Of the shape of `_rows`, with undefined contents where that is a copy."""
+        if not self._program.flatten:
+            return images(maps) if self._tensors.x.ndim == 4 else maps.flatten(0, 3)
+        if maps.shape[2:4] == (1, 1):
+            return maps.flatten(0, 1).flatten(1)
+        return self._take(len(self._parts), "features", (maps.shape[0] * maps.shape[1], maps[0, 0].numel()))
+
+    def _unrows(self, rows: Tensor, maps: Tensor) -> Tensor:
+        """Gradients of rows as gradients of the maps, in memory that may be overwritten."""
+        if not self._program.flatten:
+            return as_maps(rows if rows.ndim == 4 else rows[:, :, None, None], maps.shape[0])
+        if maps.shape[2:4] == (1, 1):
+            return rows.view(maps.shape)
+        grad = self._take(len(self._parts), "grad_maps", tuple(maps.shape))
+        images(grad).copy_(rows.view(len(rows), maps.shape[4], *maps.shape[2:4]))
+        return grad
+
+    def _grad_rows(self, grads: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """The gradient of what the layers take, summed over them; never memory of the caller."""
+        total: Tensor | None = None
+        for at, layer in enumerate(self._program.layers):
+            value = layer_grad_input(layer, _laid_out(grads[at]), rows, self._weights(at)[0])
+            total = value if total is None else total.add_(value)
+        if self._program.spikes:
+            own = grads[len(self._program.layers)]
+            total = own.clone(memory_format=torch.preserve_format) if total is None else total.add_(own)
+        assert total is not None
+        return total
+
+    def _layer_gradients(
+        self, grads: Sequence[Tensor], rows: Tensor, need: Sequence[bool], found: list[Tensor | None]
+    ) -> None:
+        for at, layer in enumerate(self._program.layers):
+            first = self._first(at)
+            need_bias = layer.bias and need[first + 1]
+            if need[first] or need_bias:
+                weight_and_bias = layer_grad_parameters(
+                    layer,
+                    _laid_out(grads[at]),
+                    rows,
+                    self._weights(at)[0],
+                    need_weight=need[first],
+                    need_bias=need_bias,
+                )
+                found[first : first + 1 + layer.bias] = weight_and_bias[: 1 + layer.bias]
+
+    def _layer(self, at: int, rows: Tensor) -> Tensor:
+        return layer_forward(self._program.layers[at], rows, *self._weights(at))
+
+    def _weights(self, at: int) -> tuple[Tensor, Tensor | None]:
+        layer, first = self._program.layers[at], self._first(at)
+        return self._tensors.parameters[first], self._tensors.parameters[first + 1] if layer.bias else None
+
+    def _first(self, at: int) -> int:
+        """Where a layer's parameters begin."""
+        before: tuple[Layer, ...] = self._program.layers[:at]
+        return 2 * self._program.norm + sum(1 + layer.bias for layer in before)
+
+
+def _laid_out(grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=torch.channels_last) if grad.ndim == 4 else grad.contiguous()

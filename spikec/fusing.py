@@ -1,0 +1,85 @@
+"""`spikec.fuse`: a torch network, trained by fused kernels under its own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from compiler.fused.stages import plan_stages
+from compiler.ir import Graph
+from frontends.from_torch import Imported, import_module
+from frontends.torch_import.axes import Lead
+from hwmodel.errors import CompileError, Loc
+from runtime.fused.keep_buffers import keep_buffers
+from runtime.fused.module import FusedModule, Interface
+
+
+def fuse(module: nn.Module, example: Tensor, timesteps: int, *, name: str = "network") -> FusedModule:
+    """The network with its neurons, batch norms and pooling in fused kernels that keep layers' results alone.
+
+    The result shares the module's parameters and buffers and computes what it computes, in training and in evaluation
+    mode; everything that is not a layer's result is computed again in the backward pass. Weights of convolutions are
+    laid out with their channels last. glibc is told to keep freed memory in this process; SPIKEC_KEEP_BUFFERS=0 in
+    the environment switches that off.
+
+    example: an input as the module takes it, see `from_torch`; the batch may differ later.
+    Raises: CompileError for a network that the IR cannot express, with parameters that would not be trained, or with
+    dropout in training.
+    Source: chapter 4.
+    """
+    imported = import_module(module, example, timesteps, name=name)
+    _check_dropout(module)
+    paths = _paths(module, imported.graph)
+    plan = plan_stages(imported.graph)
+    for weight in module.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    keep_buffers()
+    return FusedModule(module, plan, paths, _interface(imported))
+
+
+def _interface(imported: Imported) -> Interface:
+    features, extents = imported.input.features, imported.output.extents
+    return Interface(
+        merged_input=imported.input.lead is Lead.MERGED,
+        merged_output=imported.output.lead is Lead.MERGED,
+        input_features=features if len(features) == 2 else None,
+        output_features=extents if len(extents) == 2 else None,
+    )
+
+
+def _paths(module: nn.Module, graph: Graph) -> dict[str, str]:
+    """By parameter of the graph, its path in the module.
+
+    Raises: CompileError for a parameter that the graph does not take over as it is.
+    """
+    tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    paths = {}
+    for name, array in graph.parameters.items():
+        path = next((known for known in (name, name.removesuffix(f".{array.ndim}d")) if known in tensors), None)
+        if path is not None and tensors[path].numel() == array.size:
+            values = tensors[path].detach().cpu().reshape(array.shape)
+            if torch.equal(values.float(), torch.tensor(array)):
+                paths[name] = path
+    taken = {id(tensors[path]) for path in paths.values()}
+    left = [name for name, tensor in module.named_parameters() if tensor.requires_grad and id(tensor) not in taken]
+    if left:
+        raise CompileError(
+            f"{left[0]}: this parameter would not be trained, since the graph holds it as a constant or not at all",
+            Loc(graph.name),
+            hint=f"{left[0]}.requires_grad_(False) leaves it as it is",
+        )
+    return paths
+
+
+def _check_dropout(module: nn.Module) -> None:
+    for path, child in module.named_modules():
+        if isinstance(child, _DropoutNd) and child.p > 0.0:
+            raise CompileError(
+                f"{path}: dropout of {child.p:g} in training has no place in fused stages",
+                Loc(path),
+                hint=f"set {path}.p = 0, or train the network as it is",
+            )
