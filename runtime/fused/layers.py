@@ -63,7 +63,9 @@ def layer_grad_parameters(
 
 
 def _chunks(layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(rows, layer.rows_per_call) if 0 < layer.rows_per_call < len(rows) else (rows,)  # type: ignore[no-untyped-call,no-any-return]
+    if not 0 < layer.rows_per_call < len(rows):
+        return (rows,)
+    return torch.split(rows, layer.rows_per_call)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _convolution_backward(
