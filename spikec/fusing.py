@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from compiler.fused.order import LoopOrder, layer_shapes, modelled_order, this_machine
+from compiler.fused.order_cache import OrderCache, best_order
+from compiler.fused.plan import Plan
 from compiler.fused.stages import plan_stages
 from compiler.ir import Graph
+from frontends.folders import cache_folder
 from frontends.from_torch import Imported, import_module
 from frontends.torch_import.axes import Lead
 from hwmodel.errors import CompileError, Loc
 from runtime.fused.keep_buffers import keep_buffers
 from runtime.fused.module import FusedModule, Interface
 
+_DENSITY = 0.15  # of spikes, where loop orders are measured
 
-def fuse(module: nn.Module, example: Tensor, timesteps: int, *, name: str = "network") -> FusedModule:
+
+class LoopOrders(StrEnum):
+    """How the loop order of each convolution is chosen: how many rows of time and batch one call takes."""
+
+    MERGED = "merged"  # all
+    MODELLED = "modelled"  # by a model of caches and calls
+    MEASURED = "measured"  # by a short search on this machine, kept in the cache folder
+
+
+def fuse(
+    module: nn.Module,
+    example: Tensor,
+    timesteps: int,
+    *,
+    loop_orders: LoopOrders | str = LoopOrders.MODELLED,
+    name: str = "network",
+) -> FusedModule:
     """The network with its neurons, batch norms and pooling in fused kernels that keep layers' results alone.
 
     The result shares the module's parameters and buffers and computes what it computes, in training and in evaluation
@@ -25,7 +47,8 @@ def fuse(module: nn.Module, example: Tensor, timesteps: int, *, name: str = "net
     laid out with their channels last. glibc is told to keep freed memory in this process; SPIKEC_KEEP_BUFFERS=0 in
     the environment switches that off.
 
-    example: an input as the module takes it, see `from_torch`; the batch may differ later.
+    example: an input as the module takes it, see `from_torch`; the batch may differ later, and loop orders are chosen
+    for the example's. `print(fused.describe())` shows what runs how.
     Raises: CompileError for a network that the IR cannot express, with parameters that would not be trained, or with
     dropout in training.
     Source: chapter 4.
@@ -38,7 +61,22 @@ def fuse(module: nn.Module, example: Tensor, timesteps: int, *, name: str = "net
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     keep_buffers()
-    return FusedModule(module, plan, paths, _interface(imported))
+    orders = _orders(plan, imported.input.extents.samples, LoopOrders(loop_orders))
+    return FusedModule(module, plan, paths, interface=_interface(imported), orders=orders)
+
+
+def _orders(plan: Plan, batch: int, choice: LoopOrders) -> dict[str, LoopOrder]:
+    """By convolution of the plan's stages."""
+    shapes = layer_shapes(plan, batch)
+    match choice:
+        case LoopOrders.MERGED:
+            return {name: LoopOrder() for name in shapes}
+        case LoopOrders.MODELLED:
+            machine = this_machine()
+            return {name: modelled_order(shape, machine) for name, shape in shapes.items()}
+        case LoopOrders.MEASURED:
+            cache = OrderCache(cache_folder())
+            return {name: best_order(shape, density=_DENSITY, cache=cache) for name, shape in shapes.items()}
 
 
 def _interface(imported: Imported) -> Interface:

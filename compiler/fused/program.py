@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from compiler.fused.plan import Part, Stage
@@ -65,15 +66,15 @@ def numbers(population: Population) -> tuple[str, ...]:
     return rows + tuple(name for name in ("input_scale", "leak_bias") if getattr(population, name) is PER_CHANNEL)
 
 
-def stage_program(stage: Stage) -> StageProgram:
-    """The stage without names."""
+def stage_program(stage: Stage, rows_per_call: Mapping[str, int] | None = None) -> StageProgram:
+    """The stage without names. rows_per_call: of its layers, by node; all rows where none is named."""
     norm = stage.batch_norm.op if stage.batch_norm is not None else None
     return StageProgram(
         timesteps=0 if not stage.parts else _timesteps(stage.parts),
         repeated=stage.repeated,
         parts=stage.parts,
         flatten=stage.flatten is not None,
-        layers=tuple(_layer(node) for node in stage.linears),
+        layers=tuple(_layer(node, (rows_per_call or {}).get(node.name, 0)) for node in stage.linears),
         spikes=stage.spikes is not None,
         packed=stage.packed,
         eps=norm.eps if isinstance(norm, BatchNorm) else 0.0,
@@ -105,10 +106,17 @@ def buffer_names(stage: Stage) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _layer(node: Node) -> Layer:
+def _layer(node: Node, rows_per_call: int) -> Layer:
     op = node.op
     if isinstance(op, Conv2d):
-        return Layer(convolution=True, bias=op.bias is not None, stride=op.stride, padding=op.padding, groups=op.groups)
+        return Layer(
+            convolution=True,
+            bias=op.bias is not None,
+            stride=op.stride,
+            padding=op.padding,
+            groups=op.groups,
+            rows_per_call=rows_per_call,
+        )
     assert isinstance(op, Linear)
     return Layer(convolution=False, bias=op.bias is not None)
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,17 +15,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-ALIGNMENT_BYTES = 64
+from compiler.fused.arena import ALIGNMENT_BYTES, Key, Place
 
-Key = tuple[str | int, ...]  # names a buffer of the plan
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the plan puts a buffer in the block."""
-
-    offset: int
-    size_bytes: int
+Planner = Callable[[int], Mapping[Key, Place]]  # batch -> places of its buffers
 
 
 @dataclass(slots=True)
@@ -51,12 +43,15 @@ class _Block:
 class Arena:
     """Hands out buffers at their planned places; never one that a live tensor overlaps.
 
+    The plan is made for the first batch, and again for each that is larger.
+
     A buffer that the plan does not know, that outgrew its place, or whose place is still in use (two forward passes
     before a backward pass, a retained graph) comes from a further block, which is kept and used again: `growths`
     counts how many such blocks were made.
     """
 
-    def __init__(self, places: Mapping[Key, Place] | None = None) -> None:
+    def __init__(self, planner: Planner | None = None) -> None:
+        self._planner, self._batch = planner, 0
         self._places: Mapping[Key, Place] = {}
         self._planned = _Block(_memory(0))
         self._spare: list[_Block] = []
@@ -64,22 +59,22 @@ class Arena:
         self.growths = 0
         self.number = next(_NUMBERS)  # by which ops find it while it lives
         _ARENAS[self.number] = self
-        self.replan(places or {})
 
     def __deepcopy__(self, memo: object) -> Arena:
-        return Arena(self._places)
+        return Arena(self._planner)
 
-    def __reduce__(self) -> tuple[type[Arena], tuple[Mapping[Key, Place]]]:
-        return Arena, (self._places,)
+    def __reduce__(self) -> tuple[type[Arena], tuple[Planner | None]]:
+        return Arena, (self._planner,)
 
-    def replan(self, places: Mapping[Key, Place]) -> None:
-        """Take another plan; tensors from before stay valid."""
+    def prepare(self, batch: int) -> None:
+        """Make room for a step on that many samples; buffers of a larger plan fit a smaller batch."""
+        if self._planner is None or batch <= self._batch:
+            return
+        places = self._planner(batch)
+        size = max((place.offset + place.size_bytes for place in places.values()), default=0)
         with self._lock:
-            self._places = places
-            self._planned = _Block(
-                _memory(max((place.offset + place.size_bytes for place in places.values()), default=0))
-            )
-            self._spare = []
+            self._places, self._batch = places, batch
+            self._planned, self._spare = _Block(_memory(size)), []  # tensors from before keep their memory
 
     @property
     def size_bytes(self) -> int:

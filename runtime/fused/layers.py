@@ -65,7 +65,7 @@ def layer_grad_parameters(
 def _chunks(layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
     if not 0 < layer.rows_per_call < len(rows):
         return (rows,)
-    return torch.split(rows, layer.rows_per_call)  # type: ignore[no-untyped-call,no-any-return]
+    return torch.split(rows, layer.rows_per_call)
 
 
 def _convolution_backward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +12,11 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compiler.evaluate import Execution, execute
+from compiler.fused.arena import Key, Place, arrange, scratch_requests
+from compiler.fused.order import LoopOrder
 from compiler.fused.plan import Plan, Stage, Step, TorchStep
 from compiler.fused.program import buffer_names, parameter_names, stage_program
+from compiler.fused.text import plan_text
 from compiler.ir import Param
 from compiler.ir.graph import Node
 from compiler.ir.ops import BatchNorm
@@ -71,15 +75,25 @@ class FusedModule(nn.Module):
     """
 
     def __init__(
-        self, source: nn.Module, plan: Plan, paths: Mapping[str, str], interface: Interface | None = None
+        self,
+        source: nn.Module,
+        plan: Plan,
+        paths: Mapping[str, str],
+        *,
+        interface: Interface | None = None,
+        orders: Mapping[str, LoopOrder] | None = None,
     ) -> None:
-        """paths: by parameter of the graph, its tensor's path in the source; others stay as the graph has them."""
+        """paths: by parameter of the graph, its tensor's path in the source; others stay as the graph has them.
+
+        orders: by layer, the loop order of its calls; all rows at once where none is named.
+        """
         super().__init__()
         _adopt(self, source)
         self.plan, self.paths, self.interface = plan, dict(paths), interface or Interface()
         self.process_group = ""  # by name: batch statistics are taken over its processes; "": this one's alone
-        self._arena = Arena()
-        self._steps = tuple(_step(step) for step in plan.steps)
+        self.orders = dict(orders or {})
+        self._arena = Arena(functools.partial(_places, plan))
+        self._steps = tuple(_step(step, self.orders) for step in plan.steps)
         self._last_use = _last_use(plan)
         self._constants: dict[str, Tensor] = {}
 
@@ -95,6 +109,10 @@ class FusedModule(nn.Module):
             for name in done:
                 del values[name]
         return self._output(values[self.plan.output])
+
+    def describe(self) -> str:
+        """The plan as text: stages, what each keeps for the backward pass, loop orders."""
+        return plan_text(self.plan, self.orders)
 
     def extra_repr(self) -> str:
         fused = sum(isinstance(step, _FusedStep) for step in self._steps)
@@ -254,10 +272,15 @@ def _check_input(x: Tensor, features: tuple[int, ...], lead: str, timesteps: int
         )
 
 
-def _step(step: Step) -> _FusedStep | _TorchRule:
+def _places(plan: Plan, batch: int) -> Mapping[Key, Place]:
+    return arrange(scratch_requests(plan, batch)).places
+
+
+def _step(step: Step, orders: Mapping[str, LoopOrder]) -> _FusedStep | _TorchRule:
     if isinstance(step, TorchStep):
         return _TorchRule(step.node, execute.dispatch(type(step.node.op)), step.repeats)
-    return _FusedStep(step, program_number(stage_program(step)), parameter_names(step), buffer_names(step))
+    program = stage_program(step, {name: order.rows_per_call for name, order in orders.items()})
+    return _FusedStep(step, program_number(program), parameter_names(step), buffer_names(step))
 
 
 def _last_use(plan: Plan) -> tuple[tuple[str, ...], ...]:

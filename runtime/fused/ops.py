@@ -168,11 +168,13 @@ def _run(
     training: bool,
     group: str,
 ) -> StageRun:
+    found, memory = _PROGRAMS[program], arena_of(arena)
+    memory.prepare(x.shape[0] // (1 if found.repeated else found.timesteps))
     return StageRun(
-        _PROGRAMS[program],
+        found,
         Tensors(x=x, parameters=parameters, buffers=buffers),
         training=training,
-        arena=arena_of(arena),
+        arena=memory,
         name=name,
         all_reduce=_all_reduce(group) if group and training else None,
     )

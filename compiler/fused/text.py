@@ -1,0 +1,140 @@
+"""Plans as text: a line for each step, with what it keeps for the backward pass."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from compiler.fused.order import LoopOrder
+from compiler.fused.plan import Part, Plan, Stage, Step, TorchStep
+from compiler.fused.population import Norm, Population
+from compiler.ir import TensorType
+from compiler.ir.fields import class_word
+from compiler.ir.lexer import bare_or_quoted
+from compiler.ir.ops import AvgPool2d, BatchNorm, Conv2d, Linear, MaxPool2d
+
+F32_BITS = 32
+INDEX_BITS = 64  # of the places that torch's maximum pooling keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A value that a step keeps for its backward pass: as f32, one bit for each spike, or places of maxima."""
+
+    value: str
+    format: str
+    bytes_per_sample: int
+
+
+def kept_values(plan: Plan, step: Step) -> tuple[Kept, ...]:
+    """What a step keeps; two steps that keep one value as f32 share its memory.
+
+    A batch norm's moments, three numbers for each channel whatever the batch, are not among them. Li and Readout
+    are torch's to differentiate and not counted.
+    """
+    if isinstance(step, Stage):
+        return (_kept(plan, step.source, *(("bits", 1) if step.packed else ("f32", F32_BITS))),)
+    node = step.node
+    if not isinstance(node.op, Conv2d | Linear | BatchNorm | AvgPool2d | MaxPool2d):
+        return ()
+    source = _kept(plan, node.inputs[0], "f32", F32_BITS)
+    return (source, _kept(plan, node.name, "places", INDEX_BITS)) if isinstance(node.op, MaxPool2d) else (source,)
+
+
+def kept_bytes_per_sample(plan: Plan) -> int:
+    """Of all steps, a value that several keep counted once."""
+    return sum(kept.bytes_per_sample for kept in {kept for step in plan.steps for kept in kept_values(plan, step)})
+
+
+def plan_text(plan: Plan, orders: Mapping[str, LoopOrder] | None = None) -> str:
+    """The plan, step by step: what it takes, its parts, its layers, what it keeps.
+
+    orders: by layer, its loop order where one was chosen.
+    """
+    seen: set[Kept] = set()
+    lines = [f"plan {json.dumps(plan.network)}, {plan.timesteps} time steps {{"]
+    for step in plan.steps:
+        body = _stage(plan, step, orders or {}) if isinstance(step, Stage) else _torch(plan, step)
+        kept = kept_values(plan, step)
+        notes = [f"; keep {_kept_text(value, again=value in seen)}" for value in kept]
+        seen.update(kept)
+        lines.append("  " + body + "".join(notes))
+    total = f"{kept_bytes_per_sample(plan):,}"
+    return "\n".join((*lines, f"  return {_name(plan.output)}", f"}} keeps {total} bytes for each sample\n"))
+
+
+def _stage(plan: Plan, stage: Stage, orders: Mapping[str, LoopOrder]) -> str:
+    chain = list(_chain(plan, stage))
+    if stage.packed:
+        chain.append("as bits")
+    layers = [f"{_op_word(node.op)} {_name(node.name)}{_order(orders.get(node.name))}" for node in stage.linears]
+    if stage.spikes is not None:
+        layers.append(f"return {_name(stage.spikes)}")
+    source = f"{_name(stage.source)} : {plan.graph.types[stage.source]}"
+    repeated = f" at each of {plan.timesteps} steps" if stage.repeated else ""
+    return f"stage {source}{repeated} -> {' -> '.join([*chain, ', '.join(layers)])}"
+
+
+def _chain(plan: Plan, stage: Stage) -> Iterator[str]:
+    if stage.batch_norm is not None:
+        yield f"batch_norm {_name(stage.batch_norm.name)}"
+    lifs = iter(stage.lifs)
+    for part, result in zip(stage.parts, stage.results, strict=True):
+        name = next(lifs).name if isinstance(part, Population) else result
+        yield from _part(part, name, plan.graph.types[result])
+    if stage.flatten is not None:
+        yield "flatten"
+
+
+def _part(part: Part, name: str, result: TensorType) -> Iterator[str]:
+    if not isinstance(part, Population):
+        yield f"{_op_word(part)} {_name(name)} {_size(part.kernel)} by torch to {_extents(result)}"
+        return
+    table = [
+        row for row in part.rows if part.norm is Norm.NONE or row in ("decay", "threshold", "reset_value", "initial")
+    ]
+    yield f"lif {_name(name)}" + (f" ({', '.join(table)} per channel)" if table else "")
+    if part.window is not None:
+        kind = "avg" if part.window.average else "max"
+        yield f"{kind} {_size(part.window.kernel)} to {_extents(result)}"
+
+
+def _torch(plan: Plan, step: TorchStep) -> str:
+    node = step.node
+    inputs = ", ".join(_name(name) for name in node.inputs)
+    once = f" once for {step.repeats} steps" if step.repeats > 1 else ""
+    return f"torch {_name(node.name)} : {plan.graph.types[node.name]} = {_op_word(node.op)}({inputs}){once}"
+
+
+def _order(order: LoopOrder | None) -> str:
+    if order is None:
+        return ""
+    return f" [{'all rows' if order.rows_per_call == 0 else f'{order.rows_per_call} rows'} a call, {order.layout}]"
+
+
+def _kept_text(kept: Kept, *, again: bool) -> str:
+    shared = ", shared" if again else ""
+    return f"{_name(kept.value)} as {kept.format}, {kept.bytes_per_sample:,} bytes{shared}"
+
+
+def _kept(plan: Plan, value: str, form: str, bits: int) -> Kept:
+    sizes = [size for size in plan.graph.types[value].shape if isinstance(size, int)]  # all but the batch
+    return Kept(value=value, format=form, bytes_per_sample=-(-math.prod(sizes) * bits // 8))
+
+
+def _op_word(op: object) -> str:
+    return class_word(type(op))
+
+
+def _size(kernel: tuple[int, int]) -> str:
+    return f"{kernel[0]}x{kernel[1]}"
+
+
+def _extents(value: TensorType) -> str:
+    return f"{value.size('H')}x{value.size('W')}"
+
+
+def _name(name: str) -> str:
+    return f"%{bare_or_quoted(name)}"
