@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from compiler.fused.dynamics import Dynamics
@@ -15,7 +15,11 @@ Index = Expr | int
 
 
 class Cell(ABC):
-    """Where a cell's values stand, under one schedule. `t`: time step, `k`: pixel of the window, `lane`: see Lanes."""
+    """Where a cell's values stand, under one schedule. `t`: time step, `k`: pixel of the window, `lane`: see Lanes.
+
+    A schedule may treat several cells side by side in each step: its members. Then all else speaks of the member that
+    the loop of `each` is at.
+    """
 
     population: Population
     lanes: Lanes
@@ -52,6 +56,23 @@ class Cell(ABC):
     def share(self) -> Expr:
         """1 / pixels inside the feature map, for averages."""
 
+    def fetch(self, t: Index, *, back: bool) -> None:  # noqa: B027  # most schedules have nothing to do
+        """At the start of each step, forward and back in time: ask for memory that a later cell will need."""
+
+    def local(self, *shape: int) -> Buffer:
+        """Values in registers, or near."""
+        return local(*shape)
+
+    @property
+    def members(self) -> int:
+        """The most members."""
+        return 1
+
+    @contextmanager
+    def each(self) -> Iterator[Index]:
+        """Loop over the members."""
+        yield 0
+
     @property
     def pixels(self) -> int:
         """Pixels of the window."""
@@ -65,22 +86,23 @@ class Cell(ABC):
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What the neurons of a cell carry from step to step."""
+    """What the neurons of the members carry from step to step."""
 
-    v: Buffer  # (pixels, lanes)
+    v: Buffer  # (members, pixels, lanes)
     reset_by: Buffer | None  # of a delayed reset
 
-    def subtrahend(self, k: Index, lane: Index) -> Expr | None:
-        return None if self.reset_by is None else self.reset_by[k, lane]
+    def subtrahend(self, j: Index, k: Index, lane: Index) -> Expr | None:
+        return None if self.reset_by is None else self.reset_by[j, k, lane]
 
 
 def forward(cell: Cell) -> None:
     """Algorithm 1: the cell's spikes, pooled."""
     state = _start(cell)
-    m = local(cell.pixels, cell.lanes.width)
-    with cell.steps() as t:
+    m = cell.local(cell.pixels, cell.lanes.width)
+    with cell.steps() as t, cell.each() as j:
+        cell.fetch(t, back=False)
         with T.unroll(cell.pixels) as k:
-            _advance(cell, state, t, k, lambda k, lane: m[k, lane], lambda k, lane, value: put(m, value, k, lane))
+            _advance(cell, state, (t, j, k), lambda k, lane: m[k, lane], lambda k, lane, value: put(m, value, k, lane))
         _write_result(cell, t, lambda k, lane: m[k, lane])
 
 
@@ -90,60 +112,61 @@ def backward(cell: Cell, result: Callable[[Index, Index, Buffer], None], *, spik
     result(t, k, grad_m): what becomes of dL/dm[t] (pixels, lanes) of a pixel.
     spikes: write the cell's results too, for the weight gradient of the layer behind.
     """
-    pixels, lanes = cell.pixels, cell.lanes
-    m = local(cell.population.timesteps, pixels, lanes.width)
+    timesteps, pixels, lanes = cell.population.timesteps, cell.pixels, cell.lanes
+    m = cell.local(timesteps, cell.members, pixels, lanes.width)
     state = _start(cell)
-    with cell.steps() as t:
+    with cell.steps() as t, cell.each() as j:
+        cell.fetch(t, back=False)
         with T.unroll(pixels) as k:
-            _advance(cell, state, t, k, lambda k, lane: m[t, k, lane], lambda k, lane, value: put(m, value, t, k, lane))
+            put_m = lambda k, lane, value: put(m, value, t, j, k, lane)  # noqa: E731
+            _advance(cell, state, (t, j, k), lambda k, lane: m[t, j, k, lane], put_m)
         if spikes:
-            _write_result(cell, t, lambda k, lane: m[t, k, lane])
-    grad_m = local(pixels, lanes.width)
-    with T.unroll(pixels) as k, lanes.each() as lane:
-        put(grad_m, f32(0.0), k, lane)
-    grad_s = local(pixels, lanes.width)
-    with cell.steps() as back:
-        t = cell.population.timesteps - 1 - back
-        _spread(cell, t, m, grad_s)
+            _write_result(cell, t, lambda k, lane: m[t, j, k, lane])
+    later = _filled(cell, lambda _: f32(0.0))  # dL/dm[t+1]
+    grad_m, grad_s = cell.local(pixels, lanes.width), cell.local(pixels, lanes.width)
+    with cell.steps() as back, cell.each() as j:
+        t = timesteps - 1 - back
+        cell.fetch(t, back=True)
+        _spread(cell, t, lambda k, lane: m[t, j, k, lane], grad_s)
         with T.unroll(pixels) as k:
             with lanes.each() as lane:
-                neuron = cell.dynamics(lane)
-                grad_next = grad_m[k, lane]
-                delayed = grad_next if cell.population.delayed else None
-                value = neuron.grad_m(m[t, k, lane], grad_s[k, lane], neuron.number("decay") * grad_next, delayed)
-                put(grad_m, value, k, lane)
+                put(grad_m, cell.dynamics(lane).grad_m(m[t, j, k, lane], grad_s[k, lane], later[j, k, lane]), k, lane)
+            with lanes.each() as lane:
+                put(later, grad_m[k, lane], j, k, lane)
             result(t, k, grad_m)
 
 
 def _start(cell: Cell) -> _State:
-    v = local(cell.pixels, cell.lanes.width)
-    reset_by = local(cell.pixels, cell.lanes.width) if cell.population.delayed else None
-    with T.unroll(cell.pixels) as k, cell.lanes.each() as lane:
-        put(v, cell.dynamics(lane).initial(), k, lane)
-    if reset_by is not None:
-        with T.unroll(cell.pixels) as k, cell.lanes.each() as lane:
-            put(reset_by, f32(0.0), k, lane)
-    return _State(v, reset_by)
+    v = _filled(cell, lambda lane: cell.dynamics(lane).initial())
+    return _State(v, _filled(cell, lambda _: f32(0.0)) if cell.population.delayed else None)
+
+
+def _filled(cell: Cell, value: Callable[[Index], Expr]) -> Buffer:
+    """A number for every neuron of every member."""
+    numbers = cell.local(cell.members, cell.pixels, cell.lanes.width)
+    with cell.each() as j, T.unroll(cell.pixels) as k, cell.lanes.each() as lane:
+        put(numbers, value(lane), j, k, lane)
+    return numbers
 
 
 def _advance(
     cell: Cell,
     state: _State,
-    t: Index,
-    k: Index,
+    at: tuple[Index, Index, Index],
     m: Callable[[Index, Index], Expr],
     put_m: Callable[[Index, Index, Expr], None],
 ) -> None:
-    """One step of one pixel's neurons: m[t], then v[t]."""
+    """One step of the neurons at (t, member, pixel): m[t], then v[t]."""
+    t, j, k = at
     with cell.lanes.each() as lane:
-        charged = cell.dynamics(lane).charge(state.v[k, lane], cell.x(t, k, lane), state.subtrahend(k, lane))
+        charged = cell.dynamics(lane).charge(state.v[j, k, lane], cell.x(t, k, lane), state.subtrahend(j, k, lane))
         put_m(k, lane, charged)
     with cell.lanes.each() as lane:
-        put(state.v, cell.dynamics(lane).after(m(k, lane)), k, lane)
+        put(state.v, cell.dynamics(lane).after(m(k, lane)), j, k, lane)
     if state.reset_by is not None:
         with cell.lanes.each() as lane:
             neuron = cell.dynamics(lane)
-            put(state.reset_by, select(neuron.fires(m(k, lane)), neuron.number("threshold"), f32(0.0)), k, lane)
+            put(state.reset_by, select(neuron.fires(m(k, lane)), neuron.number("threshold"), f32(0.0)), j, k, lane)
 
 
 def _write_result(cell: Cell, t: Index, m: Callable[[Index, Index], Expr]) -> None:
@@ -158,7 +181,7 @@ def _write_result(cell: Cell, t: Index, m: Callable[[Index, Index], Expr]) -> No
     if window is None:
         cell.store_y(t, lambda lane: spike(0, lane))
         return
-    pooled = local(cell.lanes.width)
+    pooled = cell.local(cell.lanes.width)
     with cell.lanes.each() as lane:
         put(pooled, f32(0.0), lane)
     with T.unroll(cell.pixels) as k, cell.lanes.each() as lane:
@@ -167,7 +190,7 @@ def _write_result(cell: Cell, t: Index, m: Callable[[Index, Index], Expr]) -> No
     cell.store_y(t, lambda lane: pooled[lane] * cell.share() if window.average else pooled[lane])
 
 
-def _spread(cell: Cell, t: Index, m: Buffer, grad_s: Buffer) -> None:
+def _spread(cell: Cell, t: Index, m: Callable[[Index, Index], Expr], grad_s: Buffer) -> None:
     """dL/ds[t] of each pixel from the result's gradient; a maximum hands it to the first pixel that attains it."""
     window, lanes = cell.population.window, cell.lanes
     if window is None or window.average:
@@ -175,12 +198,12 @@ def _spread(cell: Cell, t: Index, m: Buffer, grad_s: Buffer) -> None:
             grad = cell.grad_y(t, lane)
             put(grad_s, grad if window is None else grad * cell.share(), k, lane)
         return
-    taken = local(lanes.width)
+    taken = cell.local(lanes.width)
     with lanes.each() as lane:
         put(taken, f32(0.0), lane)
     with T.unroll(cell.pixels) as k, lanes.each() as lane:
         valid = cell.valid(k)
-        fired = cell.dynamics(lane).fires(m[t, k, lane])
+        fired = cell.dynamics(lane).fires(m(k, lane))
         spike = select(fired if valid is None else both(valid, fired), f32(1.0), f32(0.0))
         put(grad_s, spike * (f32(1.0) - taken[lane]), k, lane)
         put(taken, T.max(taken[lane], spike), lane)

@@ -66,15 +66,23 @@ class Dynamics:
         offset = self.population.surrogate.offset
         return surrogate_expression(self.population.surrogate, u if offset == 0.0 else u - f32(offset))
 
-    def grad_m(self, m: Expr, grad_s: Expr, grad_v: Expr, grad_next: Expr | None) -> Expr:
-        """dL/dm[t] from dL/ds[t], dL/dv[t] and, with a delayed reset, dL/dm[t+1]."""
-        reset, kept = self.population.reset, not self.population.detach_reset
-        if kept and reset is Reset.HARD:
-            grad_s = grad_s + grad_v * (self.number("reset_value") - m)
-        elif kept and reset is Reset.SOFT:
-            grad_s = grad_s - self.number("threshold") * (grad_v if grad_next is None else grad_next)
-        passed = select(self.fires(m), f32(0.0), grad_v) if reset is Reset.HARD else grad_v
-        return passed + self.surrogate(m) * grad_s
+    def grad_m(self, m: Expr, grad_s: Expr, grad_next: Expr) -> Expr:
+        """dL/dm[t] from dL/ds[t] less what s[t] does to later steps, and dL/dm[t+1]."""
+        surrogate = self.surrogate(m)
+        return grad_next * self.carry(m, surrogate) + surrogate * grad_s
+
+    def carry(self, m: Expr, surrogate: Expr) -> Expr:
+        """dm[t+1]/dm[t], the path through the reset among it: of m alone, so that the chain over t is short."""
+        decay, reset = self.number("decay"), self.population.reset
+        kept = not self.population.detach_reset
+        if reset is Reset.HARD:
+            passed = select(self.fires(m), f32(0.0), f32(1.0))
+            return decay * (passed + surrogate * (self.number("reset_value") - m) if kept else passed)
+        if reset is Reset.NONE or not kept:
+            return decay
+        if self.population.reset_delay:
+            return decay - surrogate * self.number("threshold")
+        return decay * (f32(1.0) - surrogate * self.number("threshold"))
 
     def grad_x(self, x: Expr, grad_m: Expr) -> Expr:
         """dL/dx[t] from dL/dm[t]; with batch statistics the paths through mean and variance are subtracted.
@@ -108,11 +116,33 @@ def surrogate_expression(surrogate: Surrogate, u: Expr) -> Expr:
             return scale / (f32(1.0) + scaled * scaled)
         case SurrogateKind.SIGMOID:
             # sigma (1 - sigma) is even in u; the exponent is never positive, so nothing overflows
-            decayed = T.exp(magnitude * f32(-1 / width))
+            decayed = exponential(magnitude * f32(-1 / width))
             below = f32(1.0) + decayed
             return scale * f32(4.0) * decayed / (below * below)
         case SurrogateKind.FAST_SIGMOID | SurrogateKind.SUPERSPIKE:
             below = f32(1.0) + magnitude * f32(1 / width)
             return scale / (below * below)
         case SurrogateKind.EXPONENTIAL:
-            return scale * T.exp(magnitude * f32(-1 / width))
+            return scale * exponential(magnitude * f32(-1 / width))
+
+
+def exponential(a: Expr) -> Expr:
+    """exp(a) within 2 ulp for a <= 0; 0 below the normal numbers. A library's function is not vectorised.
+
+    exp(a) = 2^n exp(r), n the integer nearest to a / ln 2, so |r| <= ln 2 / 2, where a polynomial of degree 6 with
+    Chebyshev-fitted coefficients errs by 8e-9.
+    """
+    bounded = T.max(a, f32(_EXP_LEAST))
+    n = T.nearbyint(bounded * f32(1 / math.log(2)))
+    r = bounded - n * f32(_LN2_HIGH) - n * f32(math.log(2) - _LN2_HIGH)  # n * _LN2_HIGH is exact
+    rest = f32(_EXP_TERMS[-1])
+    for term in reversed(_EXP_TERMS[:-1]):
+        rest = rest * r + f32(term)
+    power = T.reinterpret("float32", T.shift_left(T.cast(n, "int32") + T.int32(127), T.int32(23)))
+    return select(a < f32(_EXP_LEAST), f32(0.0), (rest * r * r + r + f32(1.0)) * power)
+
+
+_EXP_LEAST = -87.0  # exp of it is a normal number
+_LN2_HIGH = 0.693145751953125  # 22713 / 2^15, near ln 2
+# of (exp(r) - 1 - r) / r^2
+_EXP_TERMS = (0.5, 0.16666576266288757, 0.04166646674275398, 0.008363181725144386, 0.0013933652080595493)

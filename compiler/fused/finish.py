@@ -6,8 +6,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 
-from compiler.fused.cpu_cell import SUMS
-from compiler.fused.emit import Buffer, Expr, T, argument, f32, kernel, local, put, tirx
+from compiler.fused.cpu_cell import SUMS, stack
+from compiler.fused.emit import Buffer, Expr, T, argument, f32, kernel, put, tirx
 from compiler.fused.population import Norm, Population
 
 
@@ -104,7 +104,7 @@ def _gradients(population: Population) -> None:
 
 def _total(sums: Buffer, at: Expr | int, channel: Expr) -> Buffer:
     """One sum of a channel over all groups, in a register."""
-    total = local(1, dtype=SUMS)
+    total = stack(1, dtype=SUMS)
     put(total, T.float64(0), 0)
     with T.serial(sums.shape[0]) as group:
         put(total, total[0] + sums[group, at, channel], 0)
