@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from compiler.tvm_setup import host_target, thread_count, tvm  # before anything else of TVM
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# TVM reads both when its thread pool starts; pinned workers would fight with OpenMP's.
-os.environ.setdefault("TVM_BIND_THREADS", "0")
-os.environ.setdefault("TVM_NUM_THREADS", str(_cores()))
-
-import tvm  # noqa: E402
-from tvm import tirx  # noqa: E402
-from tvm.script import tirx as T  # noqa: E402, N812
+from tvm import tirx  # isort: skip
+from tvm.script import tirx as T  # noqa: N812  # isort: skip
 
 __all__ = [
     "Buffer",
@@ -54,17 +45,6 @@ def vector_lanes(extent: int) -> int:
 def writeable(array: Array) -> Array:
     """DLPack hands over no read-only array, not even as an input."""
     return array if array.flags.writeable else array.copy()
-
-
-def thread_count() -> int:
-    """Threads over which a parallel loop is dealt out."""
-    return int(tvm.get_global_func("runtime.NumThreads")())
-
-
-def host_target() -> tvm.target.Target:
-    """LLVM for the CPU that this process runs on."""
-    cpu = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")()
-    return tvm.target.Target({"kind": "llvm", "mcpu": cpu})
 
 
 def compiled(function: tirx.PrimFunc) -> Kernel:
