@@ -11,9 +11,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from compiler.fused.order import LoopOrder, layer_shapes, modelled_order, this_machine
 from compiler.fused.order_cache import OrderCache, best_order
-from compiler.fused.plan import Plan
+from compiler.fused.plan import Plan, Stage
+from compiler.fused.program import buffer_names
 from compiler.fused.stages import plan_stages
-from compiler.ir import Graph
 from frontends.folders import cache_folder
 from frontends.from_torch import Imported, import_module
 from frontends.torch_import.axes import Lead
@@ -53,16 +53,25 @@ def fuse(
     dropout in training.
     Source: chapter 4.
     """
+    choice = _choice(loop_orders, name)
     imported = import_module(module, example, timesteps, name=name)
     _check_dropout(module)
-    paths = _paths(module, imported.graph)
     plan = plan_stages(imported.graph)
+    paths = _paths(module, plan)
     for weight in module.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     keep_buffers()
-    orders = _orders(plan, imported.input.extents.samples, LoopOrders(loop_orders))
+    orders = _orders(plan, imported.input.extents.samples, choice)
     return FusedModule(module, plan, paths, interface=_interface(imported), orders=orders)
+
+
+def _choice(loop_orders: LoopOrders | str, name: str) -> LoopOrders:
+    try:
+        return LoopOrders(loop_orders)
+    except ValueError:
+        known = ", ".join(LoopOrders)
+        raise CompileError(f"{loop_orders!r} is no way to choose loop orders", Loc(name), hint=known) from None
 
 
 def _orders(plan: Plan, batch: int, choice: LoopOrders) -> dict[str, LoopOrder]:
@@ -89,25 +98,27 @@ def _interface(imported: Imported) -> Interface:
     )
 
 
-def _paths(module: nn.Module, graph: Graph) -> dict[str, str]:
+def _paths(module: nn.Module, plan: Plan) -> dict[str, str]:
     """By parameter of the graph, its path in the module.
 
     Raises: CompileError for a parameter that the graph does not take over as it is.
     """
     tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     paths = {}
-    for name, array in graph.parameters.items():
+    for name, array in plan.graph.parameters.items():
         path = next((known for known in (name, name.removesuffix(f".{array.ndim}d")) if known in tensors), None)
         if path is not None and tensors[path].numel() == array.size:
             values = tensors[path].detach().cpu().reshape(array.shape)
             if torch.equal(values.float(), torch.tensor(array)):
                 paths[name] = path
-    taken = {id(tensors[path]) for path in paths.values()}
+    # a stage takes its neurons' numbers as they are
+    fixed = {name for step in plan.steps if isinstance(step, Stage) for name in buffer_names(step)}
+    taken = {id(tensors[path]) for name, path in paths.items() if name not in fixed}
     left = [name for name, tensor in module.named_parameters() if tensor.requires_grad and id(tensor) not in taken]
     if left:
         raise CompileError(
             f"{left[0]}: this parameter would not be trained, since the graph holds it as a constant or not at all",
-            Loc(graph.name),
+            Loc(plan.network),
             hint=f"{left[0]}.requires_grad_(False) leaves it as it is",
         )
     return paths

@@ -111,6 +111,7 @@ def scratch_requests(plan: Plan, batch: int, activation: Activation = Activation
     table        per-channel numbers; with a batch norm also `reciprocal`, one over the deviation
     y            spikes; forward until the layers have read them, or, if they leave the stage, to its backward pass;
                  backward until the weight gradients. Of a packed stage: its input, unpacked in the backward pass
+    bits         of a packed stage, its input with a bit for each spike: from its forward to its backward pass
     features     the flattened spikes, and grad_maps their gradient as maps; part: behind the last one
     grad_x       the input's gradient, where it cannot take the place of the result's: until the backward pass of the
                  step that made the input, and through sums and reshapes of those before it, which hand it on
@@ -171,7 +172,9 @@ class _StageScratch:
         name = self.stage.outputs[0]
         forward, backward = self.ticks.forward[name], self.ticks.backward[name]
         if self.stage.packed:
-            yield self._request("backward", "y", 0, self._maps(self.stage.source), backward)
+            spikes = self._maps(self.stage.source)
+            yield self._request("forward", "bits", 0, -(-spikes // self.item_bytes // 8), (forward[0], backward[1]))
+            yield self._request("backward", "y", 0, spikes, backward)
             return
         yield from self._tables("forward", forward)
         yield from self._tables("backward", backward)

@@ -66,11 +66,11 @@ def numbers(population: Population) -> tuple[str, ...]:
     return rows + tuple(name for name in ("input_scale", "leak_bias") if getattr(population, name) is PER_CHANNEL)
 
 
-def stage_program(stage: Stage, rows_per_call: Mapping[str, int] | None = None) -> StageProgram:
+def stage_program(stage: Stage, timesteps: int, rows_per_call: Mapping[str, int] | None = None) -> StageProgram:
     """The stage without names. rows_per_call: of its layers, by node; all rows where none is named."""
     norm = stage.batch_norm.op if stage.batch_norm is not None else None
     return StageProgram(
-        timesteps=0 if not stage.parts else _timesteps(stage.parts),
+        timesteps=timesteps,
         repeated=stage.repeated,
         parts=stage.parts,
         flatten=stage.flatten is not None,
@@ -119,7 +119,3 @@ def _layer(node: Node, rows_per_call: int) -> Layer:
         )
     assert isinstance(op, Linear)
     return Layer(convolution=False, bias=op.bias is not None)
-
-
-def _timesteps(parts: tuple[Part, ...]) -> int:
-    return next(part.timesteps for part in parts if isinstance(part, Population))

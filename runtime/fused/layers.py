@@ -26,7 +26,8 @@ def layer_forward(layer: Layer, y: Tensor, weight: Tensor, bias: Tensor | None) 
     for part in parts:
         values = functional.conv2d(part, weight, bias, layer.stride, layer.padding, 1, layer.groups)
         if result is None:
-            result = values.new_empty((y.shape[0], *values.shape[1:]), memory_format=torch.channels_last)  # type: ignore[call-overload]
+            shape = (len(y), *values.shape[1:])
+            result = torch.empty(shape, dtype=values.dtype, device=y.device, memory_format=torch.channels_last)
         result[first : first + len(part)] = values
         first += len(part)
     assert result is not None

@@ -93,7 +93,7 @@ class FusedModule(nn.Module):
         self.process_group = ""  # by name: batch statistics are taken over its processes; "": this one's alone
         self.orders = dict(orders or {})
         self._arena = Arena(functools.partial(_places, plan))
-        self._steps = tuple(_step(step, self.orders) for step in plan.steps)
+        self._steps = tuple(_step(step, plan.timesteps, self.orders) for step in plan.steps)
         self._last_use = _last_use(plan)
         self._constants: dict[str, Tensor] = {}
 
@@ -113,6 +113,14 @@ class FusedModule(nn.Module):
     def describe(self) -> str:
         """The plan as text: stages, what each keeps for the backward pass, loop orders."""
         return plan_text(self.plan, self.orders)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the steps, whose programs have other numbers in another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_steps"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._steps = tuple(_step(step, self.plan.timesteps, self.orders) for step in self.plan.steps)
 
     def extra_repr(self) -> str:
         fused = sum(isinstance(step, _FusedStep) for step in self._steps)
@@ -276,10 +284,10 @@ def _places(plan: Plan, batch: int) -> Mapping[Key, Place]:
     return arrange(scratch_requests(plan, batch)).places
 
 
-def _step(step: Step, orders: Mapping[str, LoopOrder]) -> _FusedStep | _TorchRule:
+def _step(step: Step, timesteps: int, orders: Mapping[str, LoopOrder]) -> _FusedStep | _TorchRule:
     if isinstance(step, TorchStep):
         return _TorchRule(step.node, execute.dispatch(type(step.node.op)), step.repeats)
-    program = stage_program(step, {name: order.rows_per_call for name, order in orders.items()})
+    program = stage_program(step, timesteps, {name: order.rows_per_call for name, order in orders.items()})
     return _FusedStep(step, program_number(program), parameter_names(step), buffer_names(step))
 
 

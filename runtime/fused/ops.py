@@ -14,6 +14,7 @@ from compiler.fused.program import StageProgram
 from compiler.ir.ops import window_extent
 from runtime.fused.arena import arena_of
 from runtime.fused.neurons import AllReduce
+from runtime.fused.packing import expand, pack
 from runtime.fused.stage import Gradients, StageRun, Tensors
 
 _PROGRAMS: list[StageProgram] = []  # by number: ops take no other arguments than tensors, numbers and strings
@@ -39,13 +40,17 @@ def stage(
     training: bool,
     group: str,
 ) -> list[Tensor]:
-    """A stage's results: of each layer, then the spikes if they leave it, then the batch norm's moments (3, C).
+    """A stage's results: of each layer, then the spikes if they leave it, then what only the backward pass reads.
+
+    That is the batch norm's moments (3, C), or the input's bits of a packed stage.
 
     name: of the stage in the plan. arena: its scratch memory. group: the process group over which batch statistics
     are taken, or "" for this process alone.
     """
     run = _run(x, parameters, buffers, program, name, arena, training, group)
     results, moments = run.forward()
+    if _PROGRAMS[program].packed:
+        return [*results, pack(x, arena_of(arena), name)]
     return [*results, moments] if moments is not None else results
 
 
@@ -72,6 +77,8 @@ def _(
         results.append(_empty(x, shape))
     if found.spikes:
         results.append(_empty(x, rows))
+    if found.packed:
+        results.append(x.new_empty(((x.numel() + 7) // 8,), dtype=torch.uint8))
     if found.norm:
         results.append(x.new_empty((3, x.shape[1]), dtype=torch.float64))
     return results
@@ -81,6 +88,7 @@ def _(
 def stage_backward(
     grads: Sequence[Tensor],
     x: Tensor,
+    shape: Sequence[int],
     parameters: Sequence[Tensor],
     buffers: Sequence[Tensor],
     moments: Tensor | None,
@@ -92,7 +100,9 @@ def stage_backward(
     need_x: bool,
     need: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients that are needed: of x, then of the parameters."""
+    """The gradients that are needed: of x, then of the parameters. x of a packed stage is its bits; shape: x's own."""
+    if _PROGRAMS[program].packed:
+        x = expand(x, shape, grads[0].dtype, arena_of(arena), name)
     run = _run(x, parameters, buffers, program, name, arena, training, group)
     found = run.backward(grads, moments, need_x=need_x, need=need)
     return [value for value in _wanted(found, need) if value is not None]
@@ -102,6 +112,7 @@ def stage_backward(
 def _(
     grads: Sequence[Tensor],
     x: Tensor,
+    shape: Sequence[int],
     parameters: Sequence[Tensor],
     buffers: Sequence[Tensor],
     moments: Tensor | None,
@@ -113,9 +124,9 @@ def _(
     need_x: bool,
     need: Sequence[bool],
 ) -> list[Tensor]:
-    like = [x] if need_x else []
-    like += [parameter for parameter, needed in zip(parameters, need, strict=True) if needed]
-    return [_empty(tensor, tensor.shape) for tensor in like]
+    of_x = [_empty(grads[0], shape)] if need_x else []
+    needed = [parameter for parameter, wanted in zip(parameters, need, strict=True) if wanted]
+    return [*of_x, *(_empty(parameter, parameter.shape) for parameter in needed)]
 
 
 class _Context(Protocol):
@@ -125,6 +136,7 @@ class _Context(Protocol):
     needs_input_grad: tuple[bool, list[bool], list[bool]]
     arguments: tuple[int, str, int, bool, str]
     counts: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
     def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
@@ -133,23 +145,28 @@ class _Context(Protocol):
 def _setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tensor]) -> None:
     x, parameters, buffers, program, name, arena, training, group = inputs
     found = _PROGRAMS[program]  # type: ignore[call-overload]
-    moments = [output[-1]] if found.norm else []
-    ctx.mark_non_differentiable(*moments)
+    extra = [output[-1]] if found.norm or found.packed else []
+    ctx.mark_non_differentiable(*extra)
     # running statistics change before the backward pass, which goes by the moments
     kept = buffers[2 * found.norm :]  # type: ignore[index]
-    ctx.save_for_backward(x, *parameters, *kept, *moments)  # type: ignore[misc,arg-type]
+    ctx.shape = tuple(x.shape)  # type: ignore[attr-defined]
+    first = [] if found.packed else [x]
+    ctx.save_for_backward(*first, *parameters, *kept, *extra)  # type: ignore[misc,arg-type]
     ctx.arguments = (program, name, arena, training, group)  # type: ignore[assignment]
-    ctx.counts = (len(parameters), len(buffers), len(output) - len(moments))  # type: ignore[arg-type]
+    ctx.counts = (len(parameters), len(buffers), len(output) - len(extra))  # type: ignore[arg-type]
 
 
 def _backward(ctx: _Context, grads: list[Tensor]) -> tuple[object, ...]:
     parameter_count, buffer_count, results = ctx.counts
-    x, *others = ctx.saved_tensors
-    parameters, others = others[:parameter_count], others[parameter_count:]
-    moments = others.pop() if _PROGRAMS[ctx.arguments[0]].norm else None
+    found_program, saved = _PROGRAMS[ctx.arguments[0]], list(ctx.saved_tensors)
+    x = saved.pop() if found_program.packed else saved.pop(0)
+    parameters, others = saved[:parameter_count], saved[parameter_count:]
+    moments = others.pop() if found_program.norm else None
     buffers = others if moments is None else [moments[0], moments[1], *others]
     need_x, need = ctx.needs_input_grad[0], list(ctx.needs_input_grad[1])
-    found = iter(stage_backward(list(grads[:results]), x, parameters, buffers, moments, *ctx.arguments, need_x, need))
+    found = iter(
+        stage_backward(list(grads[:results]), x, ctx.shape, parameters, buffers, moments, *ctx.arguments, need_x, need)
+    )
     grad_x = next(found) if need_x else None
     grad_parameters = [next(found) if needed else None for needed in need]
     return grad_x, grad_parameters, [None] * buffer_count, None, None, None, None, None
@@ -169,7 +186,7 @@ def _run(
     group: str,
 ) -> StageRun:
     found, memory = _PROGRAMS[program], arena_of(arena)
-    memory.prepare(x.shape[0] // (1 if found.repeated else found.timesteps))
+    memory.prepare(len(x) // (1 if found.repeated else found.timesteps))
     return StageRun(
         found,
         Tensors(x=x, parameters=parameters, buffers=buffers),
