@@ -230,11 +230,14 @@ def launched_tile(
 ) -> Iterator[tuple[Tile, Expr]]:
     """The threads of the grid (tiles of channels, groups), each with its tile and group."""
     threads, tile = threads_of(name), schedule.tile
-    with T.launch_thread("blockIdx.x", T.truncdiv(channels + tile - 1, tile)) as block:
-        with T.launch_thread("blockIdx.y", 1 if groups is None else groups) as group:
-            with T.launch_thread("threadIdx.x", threads) as thread:
-                channel = block * tile + T.truncmod(thread, tile)
-                yield Tile(thread, threads, tile, channels, channel, T.truncdiv(thread, tile)), group
+    blocks, rows = T.truncdiv(channels + tile - 1, tile), 1 if groups is None else groups
+    with (
+        T.launch_thread("blockIdx.x", blocks) as block,
+        T.launch_thread("blockIdx.y", rows) as group,
+        T.launch_thread("threadIdx.x", threads) as thread,
+    ):
+        channel = block * tile + T.truncmod(thread, tile)
+        yield Tile(thread, threads, tile, channels, channel, T.truncdiv(thread, tile)), group
 
 
 def extent(name: str, schedule: GpuSchedule) -> Expr:

@@ -10,13 +10,13 @@ from compiler.fused.body import Cell, Index
 from compiler.fused.emit import Buffer, Expr, Lanes, T, both, f32, local, put
 from compiler.fused.population import KernelName, Population
 
-MAX_HISTORY = 64  # membrane potentials of one thread that its registers keep without spills
+MAX_HISTORY = 40  # membrane potentials for which time steps are unrolled: ptxas keeps them in registers, no spills
 
 
-def in_registers(population: Population) -> bool:
-    """Whether a thread's registers keep all its membrane potentials in the backward pass.
+def unrolled(population: Population) -> bool:
+    """Whether the time steps are unrolled, so that a thread's registers keep all membrane potentials backwards.
 
-    Otherwise they stand in the thread's local memory, which the caches hold in part.
+    Otherwise nvcc decides: where it keeps the loops they stand in the thread's local memory, cached in part.
     """
     return population.timesteps * _pixels(population) <= MAX_HISTORY
 
@@ -68,7 +68,7 @@ class GpuCell(Cell):
 
     def steps(self) -> AbstractContextManager[Expr]:
         timesteps = self.population.timesteps
-        loop: AbstractContextManager[Expr] = T.unroll(timesteps) if in_registers(self.population) else T.serial(timesteps)
+        loop: AbstractContextManager[Expr] = T.unroll(timesteps) if unrolled(self.population) else T.serial(timesteps)
         return loop
 
     def number(self, name: str, lane: Index) -> Expr:

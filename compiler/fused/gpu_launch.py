@@ -12,10 +12,11 @@ THREADS = 256
 STATISTICS_THREADS = 1024  # few registers each: one block fills half a multiprocessor, so few partial sums suffice
 _BLOCKS = 512  # of kernels whose blocks walk over the cells: about four for each multiprocessor
 _STATISTICS_BLOCKS = 128
+_INT32_END = 2**31
 
 
 class GpuKernel(StrEnum):
-    """The kernels of a population on a GPU and their arguments, in this order; [..] where the population calls for them.
+    """The kernels of a population on a GPU and their arguments, in order; [..] where the population calls for them.
 
     statistics      X, P                                       as `KernelName.STATISTICS`
     forward         X, [P], [M, weight, bias, scale, leak], [table], [R], Y, [eps]
@@ -101,7 +102,7 @@ def schedule_for(population: Population, extents: Extents) -> GpuSchedule:
     tiles = [tile for tile in (32, 16, 8) if extents.channels % tile == 0]
     covering = [tile for tile in (8, 16) if tile >= extents.channels]
     return GpuSchedule(
-        index="int32" if largest + margin < 2**31 else "int64",
+        index="int32" if largest + margin < _INT32_END else "int64",
         tile=tiles[0] if tiles else covering[0] if covering else 32,
     )
 
@@ -115,13 +116,13 @@ def launch(population: Population, name: GpuKernel, extents: Extents) -> Launch:
     """The grid for these extents; of a kernel that writes partial sums, grid[1] is their number of groups."""
     threads, cells = threads_of(name), cells_of(population, name, extents)
     if not tiled(population, name):
-        return Launch(grid=(_ceil(cells * extents.channels, threads), 1), threads=threads)
+        return Launch(grid=(max(1, _ceil(cells * extents.channels, threads)), 1), threads=threads)
     tile = schedule_for(population, extents).tile
     tiles = _ceil(extents.channels, tile)
     if name is GpuKernel.FINISH:
         return Launch(grid=(tiles, 1), threads=threads)
     most = _STATISTICS_BLOCKS if name is GpuKernel.STATISTICS else _BLOCKS
-    groups = min(_ceil(cells, threads // tile), max(1, most // tiles))
+    groups = max(1, min(_ceil(cells, threads // tile), most // tiles))
     return Launch(grid=(tiles, groups), threads=threads)
 
 

@@ -85,9 +85,7 @@ class NormArrays:
         found: mean and variance; None: they stand in the moments.
         Source: equations 4.2 and 4.3.
         """
-        mean, variance = (
-            register(self.moments[at, channel] if found is None else found[at], SUMS) for at in (0, 1)
-        )
+        mean, variance = (register(self.moments[at, channel] if found is None else found[at], SUMS) for at in (0, 1))
         reciprocal = register(T.float64(1) / T.sqrt(variance[0] + self.eps), SUMS)
         factor = T.cast(self.scale[channel], SUMS)
         gain = T.cast(self.weight[channel], SUMS) * reciprocal[0] * factor

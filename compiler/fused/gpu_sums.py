@@ -1,4 +1,4 @@
-"""What one GPU thread adds up over time and window: statistics, gradients of parameters, gradients of repeated inputs."""
+"""What one GPU thread adds up over time and window: statistics, and gradients of parameters or repeated inputs."""
 
 from __future__ import annotations
 

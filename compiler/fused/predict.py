@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compiler.fused.predict_facts import Direction, Family, Launch, Unit, Work
+from compiler.fused.predict_facts import STAGE, Direction, Family, Launch, Unit, Work
 from hwmodel.gpus import Gpu, Software
 
-GB, TERA, MIB, MICRO = 1e9, 1e12, 2**20, 1e-6
+GB, TERA, GIB, MICRO = 1e9, 1e12, 2**30, 1e-6
+MIB = 2**20
 FLOPS_PER_MULTIPLY_ADD = 2
 OPTIMISER_COPIES = 1  # values that the optimiser keeps for each parameter: momentum
 
@@ -42,40 +43,29 @@ class PredictedTime:
         return max(self.total_device_s, self.host_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """A predicted training step; nothing in it was measured."""
-
-    gpu: str
-    work: Work
-    time: PredictedTime
-    memory: PredictedMemory
-
-    @property
-    def fits(self) -> bool:
-        """Whether the peak fits into the device's memory."""
-        return self.memory.peak <= _memory_bytes(self.gpu)
-
-
-def predict_step(work: Work, gpu: Gpu, software: Software, direction: Direction | None = None) -> Prediction:
-    """Time, of one direction if given, and memory of a step.
-
-    t(kernel) = max(floor, bytes / (bandwidth * fraction), 2 * multiply-adds / (peak * fraction));  step = max(host, sum)
-    """
-    memory = predict_memory(work, workspace_bytes=int(software.workspace.value * MIB))
-    return Prediction(gpu=gpu.name, work=work, time=predict_time(work, gpu, software, direction), memory=memory)
-
-
 def predict_time(work: Work, gpu: Gpu, software: Software, direction: Direction | None = None) -> PredictedTime:
-    """Seconds of a step, without loss, update of the weights and data loading, which no dataflow changes."""
-    device: Counter[Family] = Counter()
-    launches = 0
+    """Predicted seconds of a step or one direction, without loss, update of weights and data loading.
+
+    t(kernel) = max(floor, bytes / (bandwidth * fraction), 2 * multiply-adds / (peak * fraction))
+    step = max(host, sum of t)
+    """
+    device: defaultdict[Family, float] = defaultdict(float)
+    host = 0.0
     for unit in work.units:
-        for launch in unit.launches:
-            if direction in (None, launch.direction):
-                device[launch.family] += launch.count * kernel_seconds(launch, gpu, software)  # type: ignore[assignment]
-                launches += launch.count
-    return PredictedTime(device_s=dict(device), host_s=launches * software.launch.value * MICRO)
+        launches = [launch for launch in unit.launches if direction in (None, launch.direction)]
+        for launch in launches:
+            device[launch.family] += launch.count * kernel_seconds(launch, gpu, software)
+        host += _host_microseconds(unit, launches, software, direction) * MICRO
+    return PredictedTime(device_s=dict(device), host_s=host)
+
+
+def _host_microseconds(
+    unit: Unit, launches: Sequence[Launch], software: Software, direction: Direction | None
+) -> float:
+    """A stage is one operator, half of it each way; everything else costs what its launches cost."""
+    if unit.kind == STAGE:
+        return software.stage.value / (1 if direction is None else 2)
+    return sum(launch.count for launch in launches) * software.launch.value
 
 
 def kernel_seconds(launch: Launch, gpu: Gpu, software: Software) -> float:
@@ -97,7 +87,7 @@ def _flops(family: Family, gpu: Gpu, software: Software) -> float:
 
 
 def predict_memory(work: Work, *, workspace_bytes: int, optimiser_copies: int = OPTIMISER_COPIES) -> PredictedMemory:
-    """What is alive at each operator, forward and backward; the peak is the most of it."""
+    """Predicted bytes: what is alive at each operator, forward and backward; the peak is the most of it."""
     parameters = work.parameter_bytes * (1 + optimiser_copies)
     alive = _Alive(work.units)
     most = max(
@@ -108,6 +98,11 @@ def predict_memory(work: Work, *, workspace_bytes: int, optimiser_copies: int = 
     return PredictedMemory(activations=work.kept_bytes, parameters=parameters, peak=peak)
 
 
+def fits(memory: PredictedMemory, gpu: Gpu) -> bool:
+    """Whether the predicted peak fits into the device."""
+    return memory.peak <= gpu.memory.value * GIB
+
+
 class _Alive:
     """Values, what is kept, and gradients by the operators that make and read them."""
 
@@ -116,12 +111,15 @@ class _Alive:
         self._sizes: dict[str, int] = {}
         self._made: dict[str, int] = {}
         self._read: dict[str, int] = {}  # by the last one
+        self._readers: defaultdict[str, list[int]] = defaultdict(list)
         for at, unit in enumerate(units):
             for name, size in (*unit.reads.items(), *unit.writes.items()):
                 self._sizes.setdefault(name, size)
                 self._read[name] = at
             for name in unit.writes:
                 self._made[name] = at
+            for name in unit.reads:
+                self._readers[name].append(at)
 
     def forward(self, at: int) -> int:
         """While operator `at` runs: what is kept so far, and values still to be read or just written."""
@@ -150,15 +148,7 @@ class _Alive:
     def _gradient_bytes(self, name: str, at: int) -> int:
         """Twice while a second reader's gradient is added; none of one that lies in the block."""
         unit, size = self._units[at], self._sizes[name]
-        readers = [position for position, other in enumerate(self._units) if name in other.reads]
-        begun = [position for position in readers if position > at]
         if name not in unit.reads:
             return size
         own = size if unit.keeps_gradient else 0
-        return own + (size if begun else 0)
-
-
-def _memory_bytes(name: str) -> float:
-    from hwmodel.gpus import gpu_table
-
-    return next(gpu.memory.value for gpu in gpu_table().gpus.values() if gpu.name == name) * 2**30
+        return own + (size if self._readers[name][-1] > at else 0)

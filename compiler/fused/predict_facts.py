@@ -12,6 +12,7 @@ from compiler.ir.fields import class_word
 from compiler.ir.ops import BatchNorm, Conv2d, Flatten, Linear
 
 F32_BYTES = 4
+STAGE = "stage"  # kind of a unit that is a fused stage
 
 
 class Direction(StrEnum):

@@ -9,7 +9,7 @@ from compiler.fused.arena import SUM_GROUPS, arrange, scratch_requests
 from compiler.fused.gpu_launch import GpuKernel, gpu_kernels
 from compiler.fused.plan import Plan, Stage, Step
 from compiler.fused.population import Norm, Population
-from compiler.fused.predict_facts import F32_BYTES, Direction, Family, Launch, Unit, Work, elements
+from compiler.fused.predict_facts import F32_BYTES, STAGE, Direction, Family, Launch, Unit, Work, elements
 from compiler.fused.predict_torch import TorchRules, layer_launches
 from compiler.ir.ops import Conv2d
 
@@ -116,7 +116,7 @@ class _StageRules:
         nodes = [stage.linears, (stage.batch_norm,)]
         return Unit(
             name=stage.name,
-            kind="stage",
+            kind=STAGE,
             reads=source,
             writes={name: self._bytes(name) for name in stage.outputs},
             launches=tuple(self._launches(stage)),
@@ -182,5 +182,3 @@ class _StageRules:
 
     def _bytes(self, value: str) -> int:
         return self._values(value) * F32_BYTES
-
-

@@ -79,7 +79,7 @@ EQUATION = EagerNeuron(
         ("mul", F, F),  # decay
         ("neg", F, F),
         ("add", 2 * F, F),
-        ("add", 2 * F, F),
+        ("add_", 2 * F, F),
     ),
     kept_each=1,  # m
     kept_recurrent=2,  # decay * m and 1 - s, the operands of a product
@@ -263,5 +263,3 @@ def neuron_launches(neuron: EagerNeuron, facts: NodeFacts) -> Iterator[Launch]:
 def _launch(kernel: str, direction: Direction, read: int, written: int) -> Launch:
     """A kernel on so many f32 values."""
     return Launch(kernel=kernel, direction=direction, read_bytes=read * F32_BYTES, written_bytes=written * F32_BYTES)
-
-

@@ -45,9 +45,10 @@ class Run:
 def run(case: Case, *, shift: int = 0) -> Run:
     """The kernels on the case's data; `shift`: elements by which arrays stand off their buffers' starts."""
     population = case.population
-    kernels = compiled(population, tail=bool(case.x.shape[-1] % vector_lanes()))
+    kernels = compiled(population, tail=True)
     dtype = getattr(torch, str(population.activation))
-    channels, count = case.x.shape[-1], case.x.numel() / case.x.shape[-1]
+    channels, steps = case.x.shape[-1], 1 if population.repeated else population.timesteps
+    count = case.x.numel() / channels / steps * population.timesteps  # a repeated value counts at each step
     flat = population.window is None
 
     def array(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,12 +1,11 @@
-"""The fused kernels' layers in torch, in any float type, and how far f32 membrane potentials may lie from exact ones."""
+"""The fused kernels' layers in torch, in any float type, and a bound on the error of membrane potentials in f32."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from compiler.fused.population import Norm, Population
 from compiler.ir.values import Compare, Reset
@@ -57,7 +56,7 @@ def normalised(case: Case, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return x
     steps = x.movedim(-1, 1)  # channels where torch expects them
     mean, var = case.mean.to(x.dtype), case.var.to(x.dtype)
-    return F.batch_norm(
+    return nn.functional.batch_norm(
         steps, mean.clone(), var.clone(), weight, bias, case.population.norm is Norm.BATCH, 0.0, case.eps
     ).movedim(1, -1)
 
@@ -68,7 +67,7 @@ def pooled(case: Case, spikes: Tensor) -> Tensor:
     if window is None:
         return spikes
     flat = spikes.movedim(-1, 2).flatten(0, 1)
-    pool = F.avg_pool2d if window.average else F.max_pool2d
+    pool = nn.functional.avg_pool2d if window.average else nn.functional.max_pool2d
     extents = zip(case.grad_y.shape[2:4], window.kernel, spikes.shape[2:4], strict=True)
     kept = any(out * kernel > size for out, kernel, size in extents)
     return pool(flat, window.kernel, ceil_mode=kept).unflatten(0, spikes.shape[:2]).movedim(2, -1)
