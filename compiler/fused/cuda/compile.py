@@ -22,6 +22,7 @@ from hwmodel.errors import CompileError, Loc
 
 MANIFEST_SUFFIX = ".json"
 DEFAULT_BATCH = 32
+_FEWER_BLOCKS = 2  # of a multiprocessor: up to 128 registers for each of 256 threads
 
 
 def compile_cuda(network: Graph | Plan, arch: str, out_dir: Path, *, batch: int = DEFAULT_BATCH) -> CudaReport:
@@ -55,9 +56,7 @@ def compile_layers(
     with _files_beside(out_dir) as folder:
         source_file, binary_file = folder / f"{stem}.cu", folder / f"{stem}.fatbin"
         source_file.write_text(source.text, encoding="utf-8")
-        found: dict[str, Resources] = {}
-        if nvcc is not None:
-            found = nvcc.compile(source_file, binary_file, arch)
+        found = {} if nvcc is None else _compile_without_spills(nvcc, source_file, binary_file, arch)
         report = CudaReport(
             network=network,
             arch=arch,
@@ -82,6 +81,21 @@ def manifest_file(report: CudaReport, out_dir: Path) -> Path:
 def file_stem(network: str) -> str:
     """A network's name as a file's."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", network).strip("_") or "network"
+
+
+def _compile_without_spills(nvcc: Nvcc, source: Path, binary: Path, arch: str) -> dict[str, Resources]:
+    """ptxas spills a little where that lets one more block run at once; kernels that spill are told of fewer blocks."""
+    found = nvcc.compile(source, binary, arch)
+    spilling = [symbol for symbol, resources in found.items() if resources.spill_bytes]
+    if not spilling:
+        return found
+    text = source.read_text(encoding="utf-8")
+    for symbol in spilling:
+        text = re.sub(
+            rf"__launch_bounds__\((\d+)\) {symbol}\(", rf"__launch_bounds__(\1, {_FEWER_BLOCKS}) {symbol}(", text
+        )
+    source.write_text(text, encoding="utf-8")
+    return nvcc.compile(source, binary, arch)
 
 
 @contextmanager

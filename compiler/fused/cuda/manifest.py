@@ -106,7 +106,12 @@ def _population(entry: Entry) -> Population:
 
 def _window(entry: Entry) -> Window:
     rows, columns = _ints(entry, "kernel")
-    return Window(kernel=(rows, columns), average=_bool(entry, "average"), exact=_bool(entry, "exact"))
+    return Window(
+        kernel=(rows, columns),
+        average=_bool(entry, "average"),
+        exact=_bool(entry, "exact"),
+        ceil=_bool(entry, "ceil"),
+    )
 
 
 def _kernel(entry: Entry) -> Kernel:

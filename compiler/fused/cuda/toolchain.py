@@ -98,7 +98,10 @@ def parse_ptxas(text: str) -> dict[str, Resources]:
     """
     starts = list(_ENTRY.finditer(text))
     ends = [match.start() for match in starts[1:]] + [len(text)]
-    return {match.group(1): _resources(match.group(1), text[match.end() : end]) for match, end in zip(starts, ends, strict=True)}
+    return {
+        match.group(1): _resources(match.group(1), text[match.end() : end])
+        for match, end in zip(starts, ends, strict=True)
+    }
 
 
 def _resources(symbol: str, text: str) -> Resources:

@@ -19,17 +19,16 @@ def population(timesteps: int = 5, **fields: object) -> Population:
     return Population(timesteps=timesteps, **(given | fields))  # type: ignore[arg-type]
 
 
-def extents(
-    channels: int = 37, n: int = 3, height: int = 7, width: int = 9, window: Window | None = None, ceil: bool = False
-) -> Extents:
-    """`ceil`: partial windows have results."""
+def extents(channels: int = 37, n: int = 3, height: int = 7, width: int = 9, window: Window | None = None) -> Extents:
+    """Extents of a feature map and of what the window makes of it."""
     rows, columns = (1, 1) if window is None else window.kernel
+    kept = 0 if window is None else int(window.ceil)
     return Extents(
         n=n,
         height=height,
         width=width,
-        out_height=(height + (rows - 1) * ceil) // rows,
-        out_width=(width + (columns - 1) * ceil) // columns,
+        out_height=(height + (rows - 1) * kept) // rows,
+        out_width=(width + (columns - 1) * kept) // columns,
         channels=channels,
     )
 
@@ -37,44 +36,48 @@ def extents(
 def _pooled(
     name: str, kernel: tuple[int, int], *, average: bool, height: int = 7, ceil: bool = False, **fields: object
 ) -> CudaLayer:
-    window = Window(kernel=kernel, average=average, exact=height % kernel[0] == 0 and 9 % kernel[1] == 0)
+    window = Window(kernel=kernel, average=average, exact=height % kernel[0] == 0 and 9 % kernel[1] == 0, ceil=ceil)
     timesteps = fields.pop("timesteps", 4)
     assert isinstance(timesteps, int)
     return CudaLayer(
         name=name,
         population=population(timesteps, window=window, **fields),
-        extents=extents(24, height=height, window=window, ceil=ceil),
+        extents=extents(24, height=height, window=window),
     )
 
 
 def _surrogate(kind: SurrogateKind) -> CudaLayer:
-    norm = Norm.NONE if kind in (SurrogateKind.ATAN, SurrogateKind.SIGMOID) else Norm.BATCH
     surrogate = Surrogate(kind=kind, width=0.7, scale=0.9, offset=0.05)
-    return CudaLayer(name=kind, population=population(4, norm=norm, surrogate=surrogate), extents=extents(10, 2, 3, 3))
+    return CudaLayer(
+        name=kind, population=population(4, norm=Norm.NONE, surrogate=surrogate), extents=extents(10, 2, 3, 3)
+    )
 
 
 LAYERS = (
     CudaLayer(name="hard", population=population(), extents=extents()),
-    CudaLayer(name="wide", population=population(3), extents=extents(64, 5, 8, 8)),
-    CudaLayer(name="features", population=population(norm=Norm.NONE), extents=extents(130, 7, 1, 1)),
+    CudaLayer(name="wide", population=population(3, norm=Norm.NONE), extents=extents(64, 5, 8, 8)),
+    CudaLayer(name="features", population=population(norm=Norm.RUNNING), extents=extents(130, 7, 1, 1)),
     CudaLayer(name="few", population=population(), extents=extents(3, 1, 2, 1)),
-    CudaLayer(name="soft", population=population(reset=Reset.SOFT), extents=extents(16)),
+    CudaLayer(name="soft", population=population(reset=Reset.SOFT, norm=Norm.RUNNING), extents=extents(16)),
     CudaLayer(name="delayed", population=population(reset=Reset.SOFT, reset_delay=True), extents=extents()),
     CudaLayer(name="unreset", population=population(reset=Reset.NONE, norm=Norm.NONE), extents=extents(8)),
     CudaLayer(
         name="detached",
-        population=population(detach_reset=True, compare=Compare.GT, reset_value=-0.1, initial=0.2),
+        population=population(detach_reset=True, compare=Compare.GT, reset_value=-0.1, initial=0.2, norm=Norm.NONE),
         extents=extents(48),
     ),
     CudaLayer(name="scaled", population=population(norm=Norm.NONE, input_scale=0.6, leak_bias=0.1), extents=extents()),
     CudaLayer(name="repeated", population=population(repeated=True), extents=extents(20)),
-    CudaLayer(
-        name="repeated without norm", population=population(repeated=True, norm=Norm.NONE), extents=extents(20)
-    ),
+    CudaLayer(name="repeated without norm", population=population(repeated=True, norm=Norm.NONE), extents=extents(20)),
     CudaLayer(
         name="by channel",
         population=population(
-            decay=PER_CHANNEL, threshold=PER_CHANNEL, reset_value=PER_CHANNEL, initial=PER_CHANNEL, leak_bias=PER_CHANNEL
+            norm=Norm.RUNNING,
+            decay=PER_CHANNEL,
+            threshold=PER_CHANNEL,
+            reset_value=PER_CHANNEL,
+            initial=PER_CHANNEL,
+            leak_bias=PER_CHANNEL,
         ),
         extents=extents(),
     ),
@@ -83,15 +86,15 @@ LAYERS = (
         population=population(norm=Norm.NONE, decay=PER_CHANNEL, input_scale=PER_CHANNEL, leak_bias=PER_CHANNEL),
         extents=extents(),
     ),
-    CudaLayer(name="long", population=population(20), extents=extents(33, 2, 4, 4)),
-    CudaLayer(name="in local memory", population=population(70), extents=extents(16, 1, 2, 3)),
-    CudaLayer(name="bf16", population=population(activation=Activation.BF16), extents=extents()),
-    _pooled("average", (2, 3), average=True, height=8),
-    _pooled("average, dropped edge", (2, 2), average=True, norm=Norm.NONE),
-    _pooled("average, kept edge", (2, 2), average=True, ceil=True),
-    _pooled("maximum", (2, 3), average=False, height=8, norm=Norm.NONE),
-    _pooled("maximum, dropped edge", (2, 2), average=False),
-    _pooled("maximum, kept edge", (2, 2), average=False, ceil=True, repeated=True, reset=Reset.SOFT),
-    _pooled("pooled, in local memory", (2, 2), average=True, timesteps=17, ceil=True),
+    CudaLayer(name="long", population=population(20, norm=Norm.RUNNING), extents=extents(33, 2, 4, 4)),
+    CudaLayer(name="beyond the registers", population=population(41, norm=Norm.NONE), extents=extents(16, 1, 2, 3)),
+    CudaLayer(name="bf16", population=population(3, activation=Activation.BF16), extents=extents()),
+    _pooled("average", (2, 3), average=True, height=8, norm=Norm.NONE, timesteps=3),
+    _pooled("average, dropped edge", (2, 1), average=True, norm=Norm.NONE),
+    _pooled("average, kept edge", (2, 2), average=True, ceil=True, timesteps=3),
+    _pooled("maximum", (1, 3), average=False, norm=Norm.NONE),
+    _pooled("maximum, dropped edge", (1, 2), average=False, norm=Norm.NONE),
+    _pooled("maximum, kept edge", (1, 2), average=False, ceil=True, repeated=True, norm=Norm.RUNNING, timesteps=3),
+    _pooled("pooled, beyond the registers", (2, 1), average=True, timesteps=21, ceil=True, norm=Norm.NONE),
     *map(_surrogate, SurrogateKind),
 )

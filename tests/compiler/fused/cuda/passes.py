@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from compiler.fused.cpu import cpu_kernel, vector_lanes
+from compiler.fused.cpu import cpu_kernel
 from compiler.fused.emit import tvm
 from compiler.fused.finish import finish_kernels
 from compiler.fused.gpu_launch import Extents, GpuKernel, gpu_kernels
@@ -58,7 +58,9 @@ def random_arrays(population: Population, extents: Extents, seed: int = 0) -> Ar
     for name in population.rows:
         if name in ("decay", "threshold", "reset_value", "initial", "input_scale", "leak_bias"):
             values["table"][population.rows.index(name)] = torch.rand(channels, generator=random) * 0.5 + 0.2
-    values["moments"] = torch.stack([torch.full((channels,), 0.4), torch.rand(channels, generator=random) + 1.5]).double()
+    values["moments"] = torch.stack(
+        [torch.full((channels,), 0.4), torch.rand(channels, generator=random) + 1.5]
+    ).double()
     values["reciprocal"] = torch.full((channels,), torch.nan, dtype=torch.float64)
     for name in ("grad_weight", "grad_bias"):
         values[name] = torch.full((channels,), torch.nan)
@@ -123,11 +125,12 @@ def _flat(population: Population, tensor: Tensor) -> Tensor:
     return tensor if population.window is not None else tensor.flatten(-4, -2)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cpu_kernels(population: Population) -> dict[str, Callable[..., None]]:
     functions = {
-        str(name): cpu_kernel(population, name, lanes=vector_lanes(), tail=True) for name in population.kernels
+        str(name): cpu_kernel(population, name, lanes=1, tail=False, parallel=False) for name in population.kernels
     }
     functions |= {str(name): function for name, function in finish_kernels(population).items()}
-    executable = tvm.compile(tvm.IRModule(functions), target=host_target())
+    quick = tvm.target.Target({"kind": "llvm", "mcpu": host_target().attrs["mcpu"], "opt-level": 1})
+    executable = tvm.compile(tvm.IRModule(functions), target=quick)
     return {name: executable[name] for name in functions}

@@ -35,7 +35,8 @@ def _library(source: str, folder: Path) -> Path:
     """g++ of the source without TVM's preamble, which is for nvcc."""
     text = source[source.index('extern "C" __global__') :].replace("__shared__ alignas(64)", "alignas(64) __shared__")
     starts = list(_KERNEL.finditer(text))
-    bodies = [text[start.end() : end] for start, end in zip(starts, [m.start() for m in starts[1:]] + [None], strict=True)]
+    ends = [start.start() for start in starts[1:]] + [len(text)]
+    bodies = [text[start.end() : end] for start, end in zip(starts, ends, strict=True)]
     entries = [
         f'{{"{name}", [](void** p) {{ shim::invoke({name}, p); }}, {str("__syncthreads" in body).lower()}}},'
         for name, body in zip((start.group(1) for start in starts), bodies, strict=True)
