@@ -31,6 +31,7 @@ class Target(StrEnum):
     """What to compile for."""
 
     H2LEARN = "h2learn"
+    CUDA = "cuda"
 
 
 class Mode(StrEnum):
@@ -51,6 +52,7 @@ class TrainBackend(StrEnum):
     """What computes the updates of a training run."""
 
     TORCH = "torch"
+    FUSED = "fused"
     H2LEARN = "h2learn"
 
 
@@ -76,11 +78,12 @@ def demo(
 @app.command("compile")
 def compile_command(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="program file, .h2l")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="program file, .h2l; cuda: a folder")],
     target: Annotated[Target, typer.Option(help="what to compile for")] = Target.H2LEARN,
     mode: Annotated[Mode, typer.Option(help="what to compile")] = Mode.INFER,
     timesteps: Annotated[int | None, typer.Option(help="time steps; 10, or the file's own")] = None,
-    batch: Annotated[int | None, typer.Option(help="samples of a sub-batch; 4 in the preset")] = None,
+    batch: Annotated[int | None, typer.Option(help="samples of a sub-batch; 4 in the preset; cuda: 32")] = None,
+    arch: Annotated[str, typer.Option(help="cuda: sm_80, sm_90 and so on")] = "sm_80",
     config: ConfigOption = "h2learn",
     input_shape: Annotated[str, typer.Option(help="for module:function: 3x32x32")] = "",
     print_after: Annotated[str, typer.Option(metavar="PASS", help="print the graph after a pass")] = "",
@@ -98,7 +101,20 @@ def compile_command(
     balance_samples: Annotated[int, typer.Option(min=1, help="train: how many of them")] = 32,
     json: JsonOption = False,
 ) -> None:
-    """Compile a network to a program for the accelerator."""
+    """Compile a network to a program for the accelerator, or its fused training kernels to CUDA."""
+    if target is Target.CUDA:
+        from spikec.commands.compile_cuda import CudaRequest, run_compile_cuda
+
+        cuda = CudaRequest(
+            model=model,
+            output=output,
+            arch=arch,
+            batch=32 if batch is None else batch,
+            timesteps=timesteps,
+            input_shape=input_shape,
+            seed=seed,
+        )
+        raise typer.Exit(run_compile_cuda(cuda, as_json=json))
     from compiler.h2learn.emit_sgd import Descent
     from compiler.losses import Loss
     from spikec.commands.compile import CompileRequest, TrainingRequest, run_compile
@@ -133,7 +149,6 @@ def compile_command(
         seed=seed,
         training=training,
     )
-    assert target is Target.H2LEARN
     raise typer.Exit(run_compile(request, as_json=json))
 
 
@@ -171,7 +186,9 @@ def train(
     backend: Annotated[TrainBackend, typer.Option(help="what computes the updates")] = TrainBackend.TORCH,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="trained network, .spk")] = None,
     epochs: Annotated[int | None, typer.Option(help="the recipe's own")] = None,
-    batch: Annotated[int | None, typer.Option(help="samples of an update; the recipe's own")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="samples of an update, of all processes together; the recipe's own")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate at its highest; the recipe's own")] = None,
     momentum: Annotated[float | None, typer.Option(help="the recipe's own")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="the recipe's own")] = None,
@@ -190,10 +207,15 @@ def train(
     checkpoint: Annotated[Path | None, typer.Option(help="file to save to, and to continue from")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(metavar="STEPS", help="default: about every 10 s")] = None,
     golden_check: Annotated[bool, typer.Option(help="h2learn: a first step on both engines")] = True,
-    compare: Annotated[bool, typer.Option(help="h2learn: the same training in torch, f32")] = True,
+    compare: Annotated[
+        bool | None, typer.Option("--compare/--no-compare", help="the same training in torch, f32; h2learn: by default")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a network; the default numbers are those of its recipe."""
+    """Train a network; the default numbers are those of its recipe.
+
+    Under torchrun, the fused backend trains on all of its processes together.
+    """
     from compiler.losses import Loss
     from spikec.commands.train import run_train
     from spikec.training.request import Backend, TrainRequest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from compiler.tvm_setup import host_target
 __all__ = ["SUMS", "cpu_kernel", "vector_lanes"]
 
 
+@functools.cache
 def vector_lanes() -> int:
     """f32 values in one native vector of this CPU."""
     return max(1, int(tvm.get_global_func("target.llvm_get_vector_width")(host_target())) // 32)

@@ -49,6 +49,7 @@ class EagerNeuron:
 _FIRE = (("ge", F, B), ("to", B, F))
 _RECTANGLE = (("sub", F, F), ("abs", F, F), ("lt", F, B), ("to", B, F))
 
+# hard reset and rectangle, as the networks of the zoo have them
 MODULE = EagerNeuron(
     name="frontends.nn.LIF",
     once=(("zeros_like", 0, F),),
@@ -66,8 +67,7 @@ MODULE = EagerNeuron(
     kept_each=1,  # m
     kept_recurrent=1,  # s
 )
-"""Hard reset and rectangle, as the networks of the zoo have them."""
-
+# m = decay * m * (1 - s) + y operator by operator, the spike function alone with a gradient of its own
 EQUATION = EagerNeuron(
     name="equation 4.1",
     once=(("zeros_like", 0, F), ("zeros_like", 0, F)),
@@ -84,7 +84,6 @@ EQUATION = EagerNeuron(
     kept_each=1,  # m
     kept_recurrent=2,  # decay * m and 1 - s, the operands of a product
 )
-"""m = decay * m * (1 - s) + y operator by operator, the spike function alone with a gradient of its own."""
 
 
 def vanilla_work(graph: Graph, batch: int, neuron: EagerNeuron = MODULE) -> Work:

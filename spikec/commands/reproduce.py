@@ -19,6 +19,7 @@ from spikec.reproduce.facts import Kind, Row, Value, load_facts
 SMALL = 1e-3  # below it seconds and joules are shown as us and uJ
 NUMBERS_WIDTH = 56  # what the columns beside the item need
 VALUE_WIDTH = 20  # longer texts are broken
+OF_VARIANTS = (Kind.PREDICTED, Kind.MEASURED)  # whose rows all say for what they hold
 
 
 def run_reproduce(item: str, *, config: str, simulated: bool, figures: Path | None, as_json: bool) -> int:
@@ -60,7 +61,7 @@ def _print(rows: Sequence[Row]) -> None:
         console.print()
     for text, index in notes.items():
         console.print(f"[{index}] {text}")
-    counts = {kind: sum(row.kind is kind and not row.variant for row in rows) for kind in Kind}
+    counts = {kind: sum(row.kind is kind and (kind in OF_VARIANTS or not row.variant) for row in rows) for kind in Kind}
     console.print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
 
 

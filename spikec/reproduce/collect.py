@@ -9,6 +9,7 @@ from hwmodel.errors import CompileError, Loc
 from spikec.reproduce.chip import chip_rows
 from spikec.reproduce.engines import engine_rows
 from spikec.reproduce.facts import Facts, Row, load_facts
+from spikec.reproduce.fused import fused_rows
 from spikec.reproduce.inference import inference_rows
 from spikec.reproduce.profile import profile_rows
 from spikec.reproduce.training import training_rows
@@ -66,3 +67,5 @@ def _sources(facts: Facts, config: H2LearnConfig, progress: Progress, simulated:
         lambda: training_rows(facts, config, progress, simulated=simulated),
     )
     yield ("table-3.7",), "inference beside Loihi and the FPGA", lambda: inference_rows(facts, config)
+    fused = ("figure-4.2", "figure-4.6", "figure-4.7", "figure-4.8", "figure-4.9")
+    yield fused, "fused training on GPUs, predicted", lambda: fused_rows(facts, progress, measured=simulated)

@@ -18,6 +18,8 @@ class Kind(StrEnum):
     REPRODUCED = "reproduced"  # free of the published number
     CHOSEN = "chosen"  # a structural option was picked with the number in sight
     FITTED = "fitted"  # a constant was solved for it
+    PREDICTED = "predicted"  # of an analytic model, for hardware that was not there
+    MEASURED = "measured-cpu"  # here and now, on this machine's CPU
     GIVEN = "given"  # an input of the model, or of a machine that is not ours
     INCONSISTENT = "inconsistent"  # print contradicts itself, as the assumption calculates
     LOST = "lost"  # not in the text
@@ -106,7 +108,7 @@ class Facts:
 
 
 def load_facts() -> Facts:
-    """The facts of chapters 2 and 3, from the file beside this module."""
+    """The facts of chapters 2 to 4, from the file beside this module."""
     text = (resources.files("spikec.reproduce") / "published.toml").read_text(encoding="utf-8")
     found: dict[str, Fact] = {}
     for group, facts in tomllib.loads(text).items():
