@@ -2,40 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compiler.ir import Graph
 from compiler.losses import Loss
 from frontends.descent import F32, BatchResult, DescentRecipe, Labels, State
 from frontends.recipe import loss_of, torch_threads
-from frontends.to_torch import graph_with, to_torch
+from frontends.to_torch import GraphModule, graph_with, to_torch
 from hwmodel.errors import CompileError, Loc
 
 _EVALUATION_BATCH = 256
+
+Execution = Callable[[GraphModule], nn.Module]  # makes what computes a pass, on the module's own tensors
+
+
+class Sharing(Protocol):
+    """How the processes of a run share a batch."""
+
+    def part(self, samples: int) -> slice:
+        """The samples of a batch that this process takes, at least one."""
+        ...
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over the processes."""
+        ...
+
+
+class Alone:
+    """One process takes all samples."""
+
+    def part(self, samples: int) -> slice:
+        """All of them."""
+        return slice(0, samples)
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        """A sum over one process."""
 
 
 class TorchTrainer:
     """A graph in training, with the update of `torch.optim.SGD`.
 
     Each presentation of a sample draws its own Bernoulli code, from the graph's seed and the number of samples
-    presented before it.
+    presented before it. Of several processes each is shown the whole batch and takes its part.
 
     Shapes: x (N, ...) or (T, N, ...) as the graph's input says; labels (N,).
     """
 
-    def __init__(self, graph: Graph, recipe: DescentRecipe) -> None:
+    def __init__(
+        self, graph: Graph, recipe: DescentRecipe, *, execution: Execution | None = None, sharing: Sharing | None = None
+    ) -> None:
+        """execution: None for autograd through the graph's nodes. sharing: None for one process."""
         self._graph = graph
+        self._sharing = sharing or Alone()
         self._loss: Loss = recipe.loss
         self._threads = recipe.threads
         self._has_time = graph.types[graph.input.name].has("T")
         self._module = to_torch(graph)
         if not list(self._module.parameters()):
             raise CompileError("the network has no weights to train", graph.input.loc)
+        self._network: nn.Module = execution(self._module) if execution is not None else self._module
         self._optimiser = torch.optim.SGD(
             self._module.parameters(),
             lr=recipe.learning_rate,
@@ -46,34 +77,38 @@ class TorchTrainer:
 
     def step(self, x: F32, labels: Labels, learning_rate: float) -> BatchResult:
         """One update by the gradient of the mean loss over a batch of any size."""
-        self._module.train()
+        self._network.train()
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
+        own = self._sharing.part(len(labels))
         with torch_threads(self._threads):
-            scores: Tensor = self._module(torch.from_numpy(x), self._presented)
-            loss = loss_of(self._loss, scores, torch.from_numpy(labels))
+            scores: Tensor = self._network(self._samples(x, own), self._presented + own.start)
+            share = len(labels[own]) / len(labels)  # of the mean over the batch, so that processes add up to it
+            loss = share * loss_of(self._loss, scores, torch.from_numpy(labels[own]))
             self._optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            self._sharing.add([value.grad for value in self._module.parameters() if value.grad is not None])
             self._optimiser.step()
         self._presented += len(labels)
-        correct = int((scores.detach().numpy().argmax(1) == labels).sum())
-        return BatchResult(loss=float(loss.detach()), correct=correct, samples=len(labels))
+        correct = int((scores.detach().numpy().argmax(1) == labels[own]).sum())
+        sums = torch.tensor([float(loss.detach()), correct], dtype=torch.float64)
+        self._sharing.add([sums])
+        return BatchResult(loss=float(sums[0]), correct=int(sums[1]), samples=len(labels))
 
     def predict(self, x: F32) -> Labels:
         """The class of each sample, in evaluation mode: the highest score, the first of equal ones."""
-        self._module.eval()
-        axis = 1 if self._has_time else 0
+        self._network.eval()
         classes = []
         with torch.no_grad(), torch_threads(self._threads):
-            for first in range(0, x.shape[axis], _EVALUATION_BATCH):
-                part = x[:, first : first + _EVALUATION_BATCH] if axis else x[first : first + _EVALUATION_BATCH]
-                scores: Tensor = self._module(torch.from_numpy(part), first)
+            for first in range(0, x.shape[int(self._has_time)], _EVALUATION_BATCH):
+                part = self._samples(x, slice(first, first + _EVALUATION_BATCH))
+                scores: Tensor = self._network(part, first)
                 classes.append(scores.numpy().argmax(1))
         return np.concatenate(classes)
 
     def weights(self) -> dict[str, F32]:
         """The trained parameters by their names in the graph."""
-        return {name: np.array(value.detach().numpy()) for name, value in self._parameters()}
+        return {name: _array(value) for name, value in self._parameters()}
 
     def graph(self) -> Graph:
         """The network with its current parameters and running statistics."""
@@ -83,11 +118,11 @@ class TorchTrainer:
         """All that later steps depend on."""
         state: State = {"presented": np.array(self._presented)}
         for name, value in self._module.arrays().items():
-            state[f"array.{name}"] = np.array(value.detach().numpy())
+            state[f"array.{name}"] = _array(value)
         for name, parameter in self._parameters():
             momentum = self._optimiser.state[parameter].get("momentum_buffer")
             if momentum is not None:
-                state[f"momentum.{name}"] = np.array(momentum.numpy())
+                state[f"momentum.{name}"] = _array(momentum)
         return state
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -109,10 +144,20 @@ class TorchTrainer:
             if momentum is None:
                 self._optimiser.state.pop(parameter, None)
             else:
-                self._optimiser.state[parameter]["momentum_buffer"] = torch.from_numpy(momentum.copy())
+                # laid out as its parameter, as torch does: another layout may round otherwise
+                buffer = torch.empty_like(parameter, requires_grad=False).copy_(torch.from_numpy(momentum))
+                self._optimiser.state[parameter]["momentum_buffer"] = buffer
         self._presented = int(state["presented"])
+
+    def _samples(self, x: F32, part: slice) -> Tensor:
+        return torch.from_numpy(x[:, part] if self._has_time else x[part])
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         for name, value in self._module.arrays().items():
             if isinstance(value, torch.nn.Parameter):
                 yield name, value
+
+
+def _array(value: Tensor) -> F32:
+    """A copy whose bytes do not depend on the tensor's layout."""
+    return np.array(value.detach().numpy(), order="C")

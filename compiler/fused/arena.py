@@ -115,7 +115,6 @@ def scratch_requests(plan: Plan, batch: int, activation: Activation = Activation
     features     the flattened spikes, and grad_maps their gradient as maps; part: behind the last one
     grad_x       the input's gradient, where it cannot take the place of the result's: until the backward pass of the
                  step that made the input, and through sums and reshapes of those before it, which hand it on
-    grad_weight  of the batch norm, and grad_bias: to the end, they become the parameters' gradients
     """
     ends = _Ticks(plan)
     found: list[Request] = []
@@ -235,8 +234,6 @@ class _StageScratch:
                 yield self._request(direction, "moments", index, 3 * channels * 8, kept)
             else:
                 yield self._request(direction, "totals", index, 2 * channels * 8, span)
-                for role in ("grad_weight", "grad_bias"):
-                    yield self._request(direction, role, index, channels * 4, (0, self.ticks.end))
 
     def _request(self, direction: str, role: str, part: int, size_bytes: int, span: tuple[int, int]) -> Request:
         return Request((self.stage.name, direction, role, part), size_bytes, *span)

@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from compiler.fused.arena import ALIGNMENT_BYTES, Key, Place
 
+_CPU = torch.device("cpu")
 Planner = Callable[[int], Mapping[Key, Place]]  # batch -> places of its buffers
 
 
@@ -28,9 +29,13 @@ class _Block:
     issued: list[tuple[int, int, StorageWeakRef]] = field(default_factory=list)
 
     def free(self, first: int, last: int) -> bool:
-        """Whether nobody holds a byte of the range; forgets what has been let go."""
-        self.issued = [entry for entry in self.issued if not entry[2].expired()]  # type: ignore[no-untyped-call]
-        return all(last <= start or end <= first for start, end, _ in self.issued)
+        """Whether nobody holds a byte of the range; forgets what has been let go there."""
+        there = [entry for entry in self.issued if first < entry[1] and entry[0] < last]
+        for entry in there:
+            if not torch.UntypedStorage._expired(entry[2].cdata):  # as StorageWeakRef.expired, without its detours
+                return False
+            self.issued.remove(entry)
+        return True
 
     def issue(self, first: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         count = math.prod(shape)
@@ -81,8 +86,13 @@ class Arena:
         """All memory that the arena holds."""
         return sum(block.memory.nbytes for block in (self._planned, *self._spare))
 
-    def take(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A buffer of undefined contents; it is free again when its last tensor dies."""
+    def take(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
+        """A buffer of undefined contents; it is free again when its last tensor dies.
+
+        On a GPU it comes from torch's own allocator, which keeps blocks: after the first step none is asked for.
+        """
+        if device != _CPU:
+            return torch.empty(shape, dtype=dtype, device=device)
         size = math.prod(shape) * dtype.itemsize
         if size == 0:
             return torch.empty(shape, dtype=dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,11 +25,13 @@ LAUNCHES: Counter[str] = Counter()  # by kernel, of this process
 
 @dataclass(frozen=True, slots=True)
 class CpuKernels:
-    """The compiled kernels of one population."""
+    """The kernels of one population; each is compiled when it is first called.
+
+    tail: the channels are no multiple of a vector.
+    """
 
     population: Population
-    serial: Mapping[str, Callable[..., None]]
-    parallel: Callable[[], Mapping[str, Callable[..., None]]]  # compiled when a large array comes
+    tail: bool
 
     def __call__(self, name: Name, *arguments: Argument) -> None:
         """Run one kernel, on one thread where its input is small."""
@@ -37,18 +39,10 @@ class CpuKernels:
         first = arguments[0]
         assert isinstance(first, Tensor)
         small = isinstance(name, FinishName) or first.nbytes < _SERIAL_BYTES
-        if small or match_thread_count() == 1:
-            self.serial[name](*arguments)
-        else:
+        parallel = not small and match_thread_count() > 1
+        if parallel:
             free_cores()
-            self.parallel()[name](*arguments)
-
-
-@functools.cache
-def cpu_kernels(population: Population, *, tail: bool) -> CpuKernels:
-    """The kernels, compiled on first use. `tail`: the channels are no multiple of a vector."""
-    serial = _compiled(population, tail, parallel=False)
-    return CpuKernels(population, serial, functools.partial(_compiled, population, tail, parallel=True))
+        _compiled(self.population, self.tail, name, parallel)(*arguments)
 
 
 def has_tail(channels: int) -> bool:
@@ -57,12 +51,10 @@ def has_tail(channels: int) -> bool:
 
 
 @functools.cache
-def _compiled(population: Population, tail: bool, *, parallel: bool) -> Mapping[str, Callable[..., None]]:
-    functions = {
-        str(name): cpu_kernel(population, name, lanes=vector_lanes(), tail=tail, parallel=parallel)
-        for name in population.kernels
-    }
-    if not parallel:
-        functions |= {str(name): function for name, function in finish_kernels(population).items()}
-    module = tvm.compile(tvm.IRModule(functions), target=host_target())
-    return {name: module[name] for name in functions}
+def _compiled(population: Population, tail: bool, name: Name, parallel: bool) -> Callable[..., None]:
+    if isinstance(name, FinishName):
+        function = finish_kernels(population)[name]
+    else:
+        function = cpu_kernel(population, name, lanes=vector_lanes(), tail=tail, parallel=parallel)
+    kernel: Callable[..., None] = tvm.compile(function, target=host_target())[str(name)]
+    return kernel

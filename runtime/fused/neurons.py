@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from compiler.fused.finish import FinishName
 from compiler.fused.population import PER_CHANNEL, KernelName, Norm, Population
 from compiler.ir.ops import window_extent
-from runtime.fused.cpu_kernels import GROUPS, CpuKernels, cpu_kernels, has_tail
+from runtime.fused.cpu_kernels import GROUPS, CpuKernels, has_tail
 
 Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # a scratch buffer for a role
 AllReduce = Callable[[Tensor], None]  # adds a tensor up over processes, in place
@@ -42,8 +43,8 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True)
-class NeuronsRun:
-    """One execution of a population on maps x (T, N, H, W, C), or (1, N, H, W, C) if repeated.
+class Neurons:
+    """A population on maps x (T, N, H, W, C), or (1, N, H, W, C) if repeated: what does not depend on the device.
 
     numbers: its per-channel numbers by name, (C,) in f32.
     """
@@ -66,34 +67,87 @@ class NeuronsRun:
             )
         return self.population.timesteps, samples, height, width, channels
 
-    def moments(self) -> Tensor | None:
-        """Mean, biased variance and count (3, C) of the batch norm's input, f64; None without a batch norm."""
-        if self.norming is None:
-            return None
+    @property
+    def count(self) -> float:
+        """Values of one channel over all steps: repeated ones count each time."""
+        _, samples, height, width, _ = self.x.shape
+        return float(self.population.timesteps * samples * height * width)
+
+    def number(self, name: str) -> Tensor:
+        """One of the neuron's numbers for each channel."""
+        value = getattr(self.population, name)
+        return self.numbers[name] if value is PER_CHANNEL else _constant(value, self.x.shape[-1], self.x.device)
+
+    def put_numbers(self, table: Tensor) -> None:
+        """Write the rows of the table that come from no batch norm."""
+        rows = self.population.rows
+        for name, values in self.numbers.items():
+            if name in rows:
+                table[rows.index(name)] = values
+
+    def running_moments(self) -> Tensor:
+        """The running statistics as moments (3, C)."""
+        assert self.norming is not None
         moments = self.take("moments", (3, self.x.shape[-1]), torch.float64)
-        if self.population.norm is Norm.RUNNING:
-            moments[0], moments[1], moments[COUNT] = self.norming.running_mean, self.norming.running_var, self._count
-            return moments
-        sums = self._sums()
-        self._kernels(KernelName.STATISTICS, self._flat(self.x), sums)
-        self._kernels(FinishName.MOMENTS, self._flat(self.x), sums, moments[:COUNT])
-        moments[COUNT] = self._count
-        if self.norming.all_reduce is not None:
-            _merge(moments, self.norming.all_reduce)
+        moments[0], moments[1] = self.norming.running_mean, self.norming.running_var
+        moments[COUNT].fill_(self.count)
         return moments
 
+
+class Run(Protocol):
+    """One execution of a population on some device."""
+
+    @property
+    def out_shape(self) -> tuple[int, ...]: ...
+
+    def first(self) -> tuple[Tensor, Tensor | None]:
+        """Algorithm 1 with statistics taken anew: the result (T, N, H', W', C) and the moments.
+
+        Those are mean, biased variance and count (3, C) of the batch norm's input, f64; None without a batch norm.
+        """
+
     def forward(self, moments: Tensor | None) -> Tensor:
-        """Algorithm 1: the result (T, N, H', W', C)."""
-        y = self.take("y", self.out_shape, self.x.dtype)
-        table = self._table(moments)
-        self._kernels(KernelName.FORWARD, self._input(self.x), *table.rows, self._output(y))
-        return y
+        """Algorithm 1 with moments that are known: the result."""
 
     def backward(self, moments: Tensor | None, grad: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Algorithms 2 and 3: gradients of x and of the batch norm's parameters.
 
         grad: of the result; overwritten. y: filled with the result once more.
         """
+
+
+MakeRun = Callable[[Population, Tensor, Mapping[str, Tensor], Norming | None, Take], Run]
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronsRun(Neurons):
+    """One execution on this CPU, see `Run`."""
+
+    def first(self) -> tuple[Tensor, Tensor | None]:
+        moments = self._moments()
+        return self.forward(moments), moments
+
+    def _moments(self) -> Tensor | None:
+        if self.norming is None:
+            return None
+        if self.population.norm is Norm.RUNNING:
+            return self.running_moments()
+        moments = self.take("moments", (3, self.x.shape[-1]), torch.float64)
+        sums = self._sums()
+        self._kernels(KernelName.STATISTICS, self._flat(self.x), sums)
+        self._kernels(FinishName.MOMENTS, self._flat(self.x), sums, moments[:COUNT])
+        moments[COUNT] = self.count
+        if self.norming.all_reduce is not None:
+            merge(moments, self.norming.all_reduce)
+        return moments
+
+    def forward(self, moments: Tensor | None) -> Tensor:
+        y = self.take("y", self.out_shape, self.x.dtype)
+        table = self._table(moments)
+        self._kernels(KernelName.FORWARD, self._input(self.x), *table.rows, self._output(y))
+        return y
+
+    def backward(self, moments: Tensor | None, grad: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         x, table = self._input(self.x), self._table(moments)
         targets, grad_x = [self._output(grad)], grad
         if not self.population.in_place:
@@ -113,7 +167,7 @@ class NeuronsRun:
 
     @property
     def _kernels(self) -> CpuKernels:
-        return cpu_kernels(self.population, tail=has_tail(self.x.shape[-1]))
+        return CpuKernels(self.population, has_tail(self.x.shape[-1]))
 
     def _sums(self) -> Tensor:
         return self.take("sums", (GROUPS, 2, self.x.shape[-1]), torch.float64)
@@ -123,13 +177,11 @@ class NeuronsRun:
         if not rows:
             return _Table([], None, 0.0)
         table = self.take("table", (len(rows), self.x.shape[-1]), torch.float32)
-        for name, values in self.numbers.items():
-            if name in rows:
-                table[rows.index(name)] = values
+        self.put_numbers(table)
         if self.norming is None or moments is None:
             return _Table([table], None, 0.0)
         norming, reciprocal = self.norming, self.take("reciprocal", (self.x.shape[-1],), torch.float64)
-        arguments = (norming.weight, norming.bias, self._number("input_scale"), self._number("leak_bias"))
+        arguments = (norming.weight, norming.bias, self.number("input_scale"), self.number("leak_bias"))
         self._kernels(FinishName.TABLE, moments[:COUNT], *arguments, table, reciprocal, norming.eps)
         return _Table([table], reciprocal, float(moments[COUNT, 0]))
 
@@ -143,20 +195,10 @@ class NeuronsRun:
         if self.norming.all_reduce is not None and self.population.norm is Norm.BATCH:
             everywhere = own.clone()
             self.norming.all_reduce(everywhere)
-        grads = [self.take(role, (channels,), torch.float32) for role in ("grad_weight", "grad_bias")]
-        arguments = (own, everywhere, table.reciprocal, self._number("input_scale"), table.rows[0], *grads)
+        grads = [torch.empty(channels), torch.empty(channels)]  # they leave us as the parameters' gradients
+        arguments = (own, everywhere, table.reciprocal, self.number("input_scale"), table.rows[0], *grads)
         self._kernels(FinishName.GRADIENTS, *arguments, table.count)
         return grads[0], grads[1]
-
-    @property
-    def _count(self) -> float:
-        """Values of one channel over all steps: repeated ones count each time."""
-        _, samples, height, width, _ = self.x.shape
-        return float(self.population.timesteps * samples * height * width)
-
-    def _number(self, name: str) -> Tensor:
-        value = getattr(self.population, name)
-        return self.numbers[name] if value is PER_CHANNEL else _constant(value, self.x.shape[-1])
 
     def _input(self, maps: Tensor) -> Tensor:
         values = maps if self.population.window is not None else self._flat(maps)
@@ -170,7 +212,7 @@ class NeuronsRun:
         return maps.flatten(0, 3) if self.population.repeated else maps.flatten(1, 3)
 
 
-def _merge(moments: Tensor, all_reduce: AllReduce) -> None:
+def merge(moments: Tensor, all_reduce: AllReduce) -> None:
     """Moments over the values of all processes from those of each, in place."""
     mean, var, count = moments.clone()
     sums = torch.stack([mean * count, (var + mean * mean) * count, count])
@@ -181,5 +223,5 @@ def _merge(moments: Tensor, all_reduce: AllReduce) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _constant(value: float, channels: int) -> Tensor:
-    return torch.full((channels,), value)
+def _constant(value: float, channels: int, device: torch.device) -> Tensor:
+    return torch.full((channels,), value, device=device)

@@ -13,8 +13,9 @@ from compiler.fused.plan import Part
 from compiler.fused.population import Activation, Norm, Population
 from compiler.fused.program import Layer, StageProgram, numbers
 from runtime.fused.arena import Arena
+from runtime.fused.gpu_neurons import GpuNeuronsRun
 from runtime.fused.layers import layer_forward, layer_grad_input, layer_grad_parameters
-from runtime.fused.neurons import AllReduce, NeuronsRun, Norming
+from runtime.fused.neurons import AllReduce, MakeRun, NeuronsRun, Norming, Run
 from runtime.fused.pooling import as_maps, images, pool_backward, pool_forward
 
 
@@ -47,9 +48,12 @@ class StageRun:
         arena: Arena,
         name: str,
         all_reduce: AllReduce | None = None,
+        make_run: MakeRun | None = None,
     ) -> None:
+        """make_run: executes neurons; by the device of x unless given."""
         self._program, self._tensors = program, tensors
         self._arena, self._name, self._all_reduce = arena, name, all_reduce
+        self._make_run: MakeRun = make_run or (GpuNeuronsRun if tensors.x.is_cuda else NeuronsRun)
         self._direction = "forward"
         activation = Activation.BF16 if tensors.x.dtype == torch.bfloat16 else Activation.F32
         self._parts: tuple[Part, ...] = tuple(
@@ -64,8 +68,8 @@ class StageRun:
         for index, part in enumerate(self._parts):
             if isinstance(part, Population):
                 run = self._neurons(index, part, maps)
-                moments = run.moments() if index == 0 else moments
-                maps = run.forward(moments)
+                maps, found = run.first()
+                moments = found if index == 0 else moments
             else:
                 maps = pool_forward(part, maps)
         rows = self._rows(maps)
@@ -130,7 +134,7 @@ class StageRun:
                 inputs.append(pool_forward(part, inputs[-1]))
         return inputs
 
-    def _neurons(self, index: int, part: Population, maps: Tensor) -> NeuronsRun:
+    def _neurons(self, index: int, part: Population, maps: Tensor) -> Run:
         parameters, buffers = self._tensors.parameters, list(self._tensors.buffers)
         norming = None
         if part.norm is not Norm.NONE:
@@ -142,7 +146,7 @@ class StageRun:
                 eps=self._program.eps,
                 all_reduce=self._all_reduce,
             )
-        return NeuronsRun(part, maps, self._numbers(index), norming, functools.partial(self._take, index))
+        return self._make_run(part, maps, self._numbers(index), norming, functools.partial(self._take, index))
 
     def _numbers(self, wanted: int) -> dict[str, Tensor]:
         """The per-channel numbers of a population, by name."""
@@ -157,7 +161,7 @@ class StageRun:
 
     def _take(self, part: int, role: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         key = (self._name, self._direction, role, part)
-        return self._arena.take(key, shape, dtype or self._tensors.x.dtype)
+        return self._arena.take(key, shape, dtype or self._tensors.x.dtype, self._tensors.x.device)
 
     def _maps(self) -> Tensor:
         """The stage's input as maps, features as maps of one pixel; with one time step if repeated."""

@@ -1,10 +1,14 @@
-"""`spikec train`: a network learns, in torch or on the simulated accelerator."""
+"""`spikec train`: a network learns, in torch, on fused kernels or on the simulated accelerator."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -15,15 +19,17 @@ from frontends.datasets import Samples
 from frontends.descent import DescentRecipe
 from frontends.torch_training import TorchTrainer
 from hwmodel.config import load_config
-from hwmodel.errors import CompileError
-from spikec.commands.talk import print_json, print_table, progress_bar
+from hwmodel.errors import CompileError, Loc
+from spikec.commands.talk import Bar, print_json, print_table, progress_bar
 from spikec.models import load_model
-from spikec.training.checkpoint import CheckpointFile
+from spikec.training.checkpoint import CheckpointFile, Identity
 from spikec.training.data import training_data
+from spikec.training.fused import FusedFacts, FusedTrainer, fused_facts
 from spikec.training.h2learn import Accelerators, H2LearnTrainer, same_as_golden
 from spikec.training.history import History, fresh_order
 from spikec.training.loop import TrainingLoop, time_first
-from spikec.training.request import Backend, TrainRequest, identity, without_batch_norms
+from spikec.training.processes import Processes, place_of, together
+from spikec.training.request import Backend, BatchNorms, TrainRequest, identity, without_batch_norms
 from spikec.training.trainer import Trainer
 
 CHECK_FAILED = 1
@@ -81,21 +87,39 @@ class _Run:
     train: Samples
     test: Samples
     accelerators: Accelerators
+    processes: Processes | None  # None: this one alone
 
     def trainer(self) -> TorchTrainer | H2LearnTrainer:
-        if self.request.backend is Backend.TORCH:
-            return TorchTrainer(self.graph, self.recipe)
-        return H2LearnTrainer(self.graph, self.recipe, self.accelerators)
+        match self.request.backend:
+            case Backend.TORCH:
+                return TorchTrainer(self.graph, self.recipe)
+            case Backend.FUSED:
+                group = self.processes.group if self.processes is not None else ""
+                return FusedTrainer(self.graph, self.recipe, sharing=self.processes, group=group)
+            case Backend.H2LEARN:
+                return H2LearnTrainer(self.graph, self.recipe, self.accelerators)
 
-    def learn(self, trainer: Trainer, title: str, checkpoint: CheckpointFile | None = None) -> History:
-        with progress_bar(title) as bar:
+    def identity(self) -> Identity:
+        """All that decides the run's bits."""
+        count = self.processes.place.count if self.processes is not None else 1
+        return identity(self.request, self.recipe, self.graph, (self.train, self.test), self.accelerators, count)
+
+    def learn(
+        self,
+        trainer: Trainer,
+        title: str,
+        checkpoint: CheckpointFile | None = None,
+        processes: Processes | None = None,
+    ) -> History:
+        with _bar(title, processes) as bar:
             loop = TrainingLoop(
                 trainer=trainer,
                 recipe=self.recipe,
                 samples=self.train,
                 seed=self.request.seed,
                 checkpoint=checkpoint,
-                progress=bar.training,
+                progress=bar.training if bar is not None else None,
+                in_some_process=processes.in_some if processes is not None else bool,
             )
             return loop.run()
 
@@ -106,7 +130,34 @@ class _Run:
 
 def run_train(request: TrainRequest, *, as_json: bool) -> int:
     """Train, save, check, compare, report; exit code 1 if the engines' bits differ."""
+    place = place_of(os.environ)
+    if place is None:
+        return _train(request, None, as_json=as_json)
+    return together(place, lambda processes: _train(request, processes, as_json=as_json))
+
+
+def _train(request: TrainRequest, processes: Processes | None, *, as_json: bool) -> int:
     start = time.perf_counter()
+    run, batch_norm = _prepared(request, processes)
+    trainer = run.trainer()
+    history = _learn(run, trainer)
+    seconds_training = time.perf_counter() - start
+    if processes is not None and not processes.leads:
+        return 0
+    if request.output is not None:
+        save_graph(trainer.graph(), request.output)
+    report = _report(run, trainer, history, str(batch_norm))
+    facts = fused_facts(run.graph, processes) if request.backend is Backend.FUSED else None
+    report = replace(report, seconds_training=seconds_training, seconds=time.perf_counter() - start)
+    if as_json:
+        print_json({**asdict(report), **(asdict(facts) if facts is not None else {})})
+    else:
+        _show(report, facts)
+    return CHECK_FAILED if report.bit_exact_vs_golden is False else 0
+
+
+def _prepared(request: TrainRequest, processes: Processes | None) -> tuple[_Run, BatchNorms]:
+    """All that a run needs, checked, and what became of the batch norms."""
     request.verify()
     recipe = request.recipe()
     accelerators = Accelerators(
@@ -115,43 +166,73 @@ def run_train(request: TrainRequest, *, as_json: bool) -> int:
         sub_batch=request.sub_batch,
         master_weights=request.master_weights,
     )
-    with progress_bar("loading the network") as bar:
-        model = load_model(
+    graph, batch_norm = without_batch_norms(_loaded(request, processes), recipe)
+    train, test = training_data(request.data, graph)
+    if processes is not None:
+        _check_processes(request, processes, recipe, train)
+    run = _Run(
+        request=request,
+        recipe=recipe,
+        graph=graph,
+        train=train,
+        test=test,
+        accelerators=accelerators,
+        processes=processes,
+    )
+    return run, batch_norm
+
+
+def _loaded(request: TrainRequest, processes: Processes | None) -> Graph:
+    with _bar("loading the network", processes) as bar:
+        return load_model(
             request.model,
             timesteps=request.timesteps,
             seed=request.seed,
             input_shape=request.input_shape,
-            progress=bar.training,
+            progress=bar.training if bar is not None else None,
+        ).graph
+
+
+def _check_processes(request: TrainRequest, processes: Processes, recipe: DescentRecipe, train: Samples) -> None:
+    if request.backend is not Backend.FUSED:
+        raise CompileError(
+            f"{request.backend} trains in one process, and torchrun started {processes.place.count}",
+            Loc("--backend"),
+            hint=f"use --backend {Backend.FUSED}, or start the command without torchrun",
         )
-    graph, batch_norm = without_batch_norms(model.graph, recipe)
-    train, test = training_data(request.data, graph)
-    run = _Run(request=request, recipe=recipe, graph=graph, train=train, test=test, accelerators=accelerators)
-    trainer = run.trainer()
-    history = _learn(run, trainer)
-    seconds_training = time.perf_counter() - start
-    if request.output is not None:
-        save_graph(trainer.graph(), request.output)
-    report = _report(run, trainer, history, str(batch_norm))
-    report = replace(report, seconds_training=seconds_training, seconds=time.perf_counter() - start)
-    if as_json:
-        print_json(asdict(report))
-    else:
-        _show(report)
-    return CHECK_FAILED if report.bit_exact_vs_golden is False else 0
+    processes.check_batch(recipe.batch, len(train))
 
 
 def _learn(run: _Run, trainer: Trainer) -> History:
     """Train from the checkpoint on, if there is one; an interrupted run says how it goes on."""
-    request, checkpoint = run.request, None
+    request, processes, checkpoint = run.request, run.processes, None
+    leads = processes is None or processes.leads
+    if processes is not None:
+        _check_same(processes, run)
     if request.checkpoint is not None:
-        known = identity(request, run.recipe, run.graph, (run.train, run.test), run.accelerators)
-        checkpoint = CheckpointFile(path=request.checkpoint, identity=known, every=request.checkpoint_every)
+        checkpoint = CheckpointFile(
+            path=request.checkpoint, identity=run.identity(), every=request.checkpoint_every, writes=leads
+        )
     try:
-        return run.learn(trainer, "training", checkpoint)
+        return run.learn(trainer, "training", checkpoint, processes)
     except KeyboardInterrupt:
-        if checkpoint is not None:
+        if checkpoint is not None and leads:
             print(f"interrupted; the same command goes on from {request.checkpoint}", file=sys.stderr)
         raise
+
+
+def _check_same(processes: Processes, run: _Run) -> None:
+    """All processes begin at the same weights, with the same samples before them."""
+    processes.check_same(json.dumps(run.identity(), sort_keys=True), "network, data and options")
+    checkpoint = run.request.checkpoint
+    if checkpoint is not None:
+        content = checkpoint.read_bytes() if checkpoint.is_file() else b""
+        processes.check_same(hashlib.sha256(content).hexdigest(), str(checkpoint))
+
+
+def _bar(title: str, processes: Processes | None) -> AbstractContextManager[Bar | None]:
+    """Progress of a run, shown by one of its processes."""
+    return progress_bar(title) if processes is None or processes.leads else nullcontext()
 
 
 def _report(run: _Run, trainer: TorchTrainer | H2LearnTrainer, history: History, batch_norm: str) -> TrainReport:
@@ -180,11 +261,20 @@ def _report(run: _Run, trainer: TorchTrainer | H2LearnTrainer, history: History,
         output=str(request.output) if request.output is not None else None,
         checkpoint=str(request.checkpoint) if request.checkpoint is not None else None,
     )
-    return report if isinstance(trainer, TorchTrainer) else _with_accelerator(report, run, trainer)
+    if isinstance(trainer, H2LearnTrainer):
+        report = _with_accelerator(report, run, trainer)
+    return replace(report, accuracy_test_torch=_accuracy_in_torch(run) if _compares(run.request) else None)
+
+
+def _compares(request: TrainRequest) -> bool:
+    """Whether to train in torch too; not asked, only where the arithmetic is another."""
+    if request.compare is None:
+        return request.backend is Backend.H2LEARN
+    return request.compare and request.backend is not Backend.TORCH
 
 
 def _with_accelerator(report: TrainReport, run: _Run, trainer: H2LearnTrainer) -> TrainReport:
-    """What only the simulated accelerator has, and its comparison with golden engines and with torch."""
+    """What only the simulated accelerator has, and its comparison with golden engines."""
     program = trainer.compiled.program
     first = History(random=fresh_order(run.request.seed)).order(len(run.train))
     first = first[: min(run.recipe.batch, GOLDEN_SUB_BATCHES * program.batch)]
@@ -195,7 +285,6 @@ def _with_accelerator(report: TrainReport, run: _Run, trainer: H2LearnTrainer) -
             exact = same_as_golden(trainer.compiled, x, labels, run.recipe.learning_rate)
     return replace(
         report,
-        accuracy_test_torch=_accuracy_in_torch(run) if run.request.compare else None,
         loss_scale=run.recipe.loss_scale,
         master_weights=run.accelerators.master_weights,
         machines=run.accelerators.machines,
@@ -220,7 +309,7 @@ def _accuracy_in_torch(run: _Run) -> float | None:
     return run.accuracy(trainer)
 
 
-def _show(report: TrainReport) -> None:
+def _show(report: TrainReport, facts: FusedFacts | None) -> None:
     rows = [("accuracy on test samples", f"{report.accuracy_test:.4f}")]
     if report.accuracy_test_torch is not None:
         rows.append(("the same training in torch, f32", f"{report.accuracy_test_torch:.4f}"))
@@ -232,6 +321,7 @@ def _show(report: TrainReport) -> None:
         ("momentum, weight decay", f"{report.momentum:g}, {report.weight_decay:g}"),
         ("batch norm", report.batch_norm),
         *_accelerator_rows(report),
+        *_fused_rows(facts),
     ]
     files = (("network", report.output), ("checkpoint", report.checkpoint))
     rows += [(name, path) for name, path in files if path is not None]
@@ -252,3 +342,12 @@ def _accelerator_rows(report: TrainReport) -> Iterator[tuple[str, str]]:
         yield f"updates lost in FP16, {name}", f"{lost:.1%}"
     for name, row in (report.sparsity or {}).items():
         yield f"gradient sparsity in, out, {name}", f"{row['input']:.1%}, {row['output']:.1%}"
+
+
+def _fused_rows(facts: FusedFacts | None) -> Iterator[tuple[str, str]]:
+    if facts is None:
+        return
+    yield "processes", f"{facts.processes}"
+    yield "fused stages, nodes left to torch", f"{len(facts.stages)}, {len(facts.torch_nodes)}"
+    yield "kept for the backward pass, a sample", f"{facts.kept_bytes_per_sample:,} B"
+    yield "the same without fusion", f"{facts.kept_bytes_per_sample_torch:,} B"

@@ -34,6 +34,7 @@ class CheckpointFile:
     path: Path
     identity: Identity
     every: int | None = None  # steps; None: by time
+    writes: bool = True  # False where another process of the run does
     clock: Callable[[], float] = time.monotonic
     _saved_at: float = field(init=False)
 
@@ -63,10 +64,12 @@ class CheckpointFile:
             self.save(history, trainer)
 
     def save(self, history: History, trainer: Trainer) -> None:
-        """Write the file.
+        """Write the file, if this process is the one that does.
 
         Raises: CompileError if it cannot be written.
         """
+        if not self.writes:
+            return
         body = json.dumps({"run": self.identity, "history": history.as_fields()}, sort_keys=True)
         state = {name: np.array(array, order="C") for name, array in sorted(trainer.state().items())}
         envelope = {"format": _FORMAT, "sha256": _seal(body, state), "body": body}

@@ -38,6 +38,7 @@ class TrainingLoop:
     seed: int
     checkpoint: CheckpointFile | None = None
     progress: ProgressCallback | None = None
+    in_some_process: Callable[[bool], bool] = bool  # whether a flag is set in one of the run's processes
     _interrupted: bool = False
 
     def run(self) -> History:
@@ -77,7 +78,8 @@ class TrainingLoop:
                 self._after_step(history)
         history.end_epoch(len(self.samples))
         self._save(history)
-        self._stop_if_interrupted()
+        if self.in_some_process(self._interrupted):
+            raise KeyboardInterrupt
 
     def _step(self, history: History, index: npt.NDArray[np.int64]) -> BatchResult:
         rate = self.recipe.rate(history.step, self._steps)
@@ -95,19 +97,15 @@ class TrainingLoop:
         return result
 
     def _after_step(self, history: History) -> None:
-        if self._interrupted:
+        if self.in_some_process(self._interrupted):
             self._save(history)
-        elif self.checkpoint is not None:
+            raise KeyboardInterrupt
+        if self.checkpoint is not None:
             self.checkpoint.after_step(history, self.trainer)
-        self._stop_if_interrupted()
 
     def _save(self, history: History) -> None:
         if self.checkpoint is not None:
             self.checkpoint.save(history, self.trainer)
-
-    def _stop_if_interrupted(self) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
 
     def _show(self, history: History, result: BatchResult) -> None:
         if self.progress is not None:

@@ -29,6 +29,7 @@ class Backend(StrEnum):
     """What computes the updates."""
 
     TORCH = "torch"
+    FUSED = "fused"
     H2LEARN = "h2learn"
 
 
@@ -66,7 +67,7 @@ class TrainRequest:
     checkpoint: Path | None
     checkpoint_every: int | None
     golden_check: bool
-    compare: bool
+    compare: bool | None  # with the same training in torch; None: where the arithmetic is another
 
     def verify(self) -> None:
         """Refuse what can be told before the model is loaded, which may train it.
@@ -117,6 +118,7 @@ def identity(
     graph: Graph,
     sets: tuple[Samples, Samples],
     accelerators: Accelerators,
+    processes: int = 1,
 ) -> Identity:
     """All that decides the bits of a run, under the names that a user knows."""
     ours: Identity = {
@@ -128,8 +130,11 @@ def identity(
         "seed": request.seed,
         **_plain(asdict(recipe)),
     }
+    threads = recipe.threads or torch.get_num_threads()
     if request.backend is Backend.TORCH:
-        return {**ours, "threads": recipe.threads or torch.get_num_threads()}
+        return {**ours, "threads": threads}
+    if request.backend is Backend.FUSED:
+        return {**ours, "threads": threads, "processes": processes}
     return {
         **ours,
         "config": hashlib.sha256(repr(accelerators.config).encode()).hexdigest(),
