@@ -112,18 +112,20 @@ class _Writer:
 
     def _run(self, index: Expr, group: Index) -> None:
         """All channels of some columns."""
-        (rows, columns), length = self._windows(), self._run_columns()
-        runs = _ceil(columns, length)
-        row, column = index // runs, index % runs * length
-        counted = T.min(length, columns - column)
+        rows, columns = self._windows()
+        length = _opaque(self._run_columns())
+        runs = _opaque(_ceil(columns, length))
+        row, column = _opaque(index // runs), _opaque(index % runs * length)
+        counted = _opaque(T.min(length, columns - column))
         vectors, members = self.grid.channels // self.lanes, self._members()
+        sample, row = _opaque(row // rows), _opaque(row % rows)
 
         def place(channel: Expr) -> Place:
-            return Place(row // rows, row % rows, column, channel, group)
+            return Place(sample, row, column, channel, group)
 
         with T.serial(_ceil(vectors, T.int64(members))) as tile:
             first = tile * members
-            some = T.min(T.int64(members), vectors - first)
+            some = _opaque(T.min(T.int64(members), vectors - first))
             self._cell(Tile(place(first * self.lanes), counted, some), Lanes(self.lanes))
         if self.tail:
             with T.serial(self.grid.channels % self.lanes) as channel:
@@ -138,6 +140,13 @@ class _Writer:
                 forward(cell)
             case _:
                 _Gradient(cell, self.name).write()
+
+
+def _opaque(index: Expr) -> Expr:
+    """The index in a register: TVM would put its terms into every address and simplify each for seconds."""
+    register = stack(1, dtype="int64")
+    put(register, index, 0)
+    return register[0]
 
 
 def _ceil(extent: Expr, parts: Expr) -> Expr:
