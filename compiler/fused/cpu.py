@@ -6,8 +6,9 @@ import functools
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
+from compiler.fused.array_cell import Arrays, Grid
 from compiler.fused.body import Index, backward, forward
-from compiler.fused.cpu_cell import SUMS, Arrays, CpuCell, Grid, Place, Tile, most_members, stack
+from compiler.fused.cpu_cell import SUMS, CpuCell, Place, Tile, most_members, stack
 from compiler.fused.emit import Buffer, Expr, Lanes, T, argument, f32, kernel, put, tirx, tvm
 from compiler.fused.population import KernelName, Population
 from compiler.tvm_setup import host_target

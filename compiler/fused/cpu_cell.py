@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from compiler.fused.body import Cell, Index
-from compiler.fused.emit import Buffer, Expr, Lanes, T, both, f32, put, tirx
+from compiler.fused.array_cell import ArrayCell, Arrays, Grid, present
+from compiler.fused.body import Index
+from compiler.fused.emit import Buffer, Expr, Lanes, T, put, tirx
 from compiler.fused.population import Population
 
 SUMS = "float64"  # element type of partial sums: a batch norm's statistics in f32 would lose more than torch's
@@ -17,39 +18,9 @@ RUN = 2048  # values of a step
 KEPT = 131072  # the most membrane potentials of all steps on the stack: half of a second-level cache
 
 
-@dataclass(slots=True)
-class Arrays:
-    """The arguments of a kernel; None where it has no such."""
-
-    x: Buffer
-    table: Buffer | None = None
-    y: Buffer | None = None
-    grad_y: Buffer | None = None
-    grad_x: Buffer | None = None
-    sums: Buffer | None = None
-
-
 def stack(*shape: int, dtype: str = "float32") -> Buffer:
     """Registers, or the stack up to 1 KB: memory of scope `local` would be asked for on a CPU's heap, each time."""
     return T.alloc_buffer(shape, dtype, scope="global")
-
-
-def present(buffer: Buffer | None) -> Buffer:
-    """An argument that this kernel has."""
-    assert buffer is not None
-    return buffer
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Symbolic extents. Without pooling there is one row of N * H * W columns."""
-
-    n: Expr
-    height: Expr
-    width: Expr
-    out_height: Expr
-    out_width: Expr
-    channels: Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +53,7 @@ def most_members(population: Population, lanes: int) -> int:
 
 
 @dataclass
-class CpuCell(Cell):
+class CpuCell(ArrayCell):
     """A vector of neighbouring channels, or one channel of those left over."""
 
     population: Population
@@ -134,19 +105,11 @@ class CpuCell(Cell):
     def number(self, name: str, lane: Index) -> Expr:
         return self.numbers[name][lane]
 
-    def x(self, t: Index, k: Index, lane: Index) -> Expr:
-        value, valid = f32(self.arrays.x[tuple(self._input(t, k, lane))]), self.valid(k)
-        return value if valid is None else T.if_then_else(valid, value, f32(0.0))
-
-    def grad_y(self, t: Index, lane: Index) -> Expr:
-        value, kept = f32(present(self.arrays.grad_y)[tuple(self._output(t, lane))]), self._kept()
-        return value if kept is None else T.if_then_else(kept, value, f32(0.0))
-
     def store_y(self, t: Index, value: Callable[[Index], Expr]) -> None:
-        self._store(present(self.arrays.y), self._kept(), lambda lane: self._output(t, lane), value)
+        self._store(present(self.arrays.y), self.kept(), lambda lane: self.output(t, lane), value)
 
     def store_grad_x(self, t: Index, k: Index, value: Callable[[Index], Expr]) -> None:
-        self._store(self._target(), self.valid(k), lambda lane: self._input(t, k, lane), value)
+        self._store(self.grad_target, self.valid(k), lambda lane: self.input(t, k, lane), value)
 
     def fetch(self, t: Index, *, back: bool) -> None:
         """What the same members need at the next step; one member alone finds it faster by itself."""
@@ -154,29 +117,13 @@ class CpuCell(Cell):
             return
         arrays, following = self.arrays, t - 1 if back else t + 1
         if back:
-            _fetch(present(arrays.grad_y), self._output(following, 0), write=False)
+            _fetch(present(arrays.grad_y), self.output(following, 0), write=False)
         elif arrays.y is not None:
-            _fetch(arrays.y, self._output(following, 0), write=True)
+            _fetch(arrays.y, self.output(following, 0), write=True)
         window = arrays.grad_x if back else arrays.x
         if window is not None and not self.population.repeated:
             for k in range(self.pixels):
-                _fetch(window, self._input(following, k, 0), write=back)
-
-    def valid(self, k: Index) -> Expr | None:
-        window = self.population.window
-        if window is None or window.exact:
-            return None
-        row, column = self._pixel(k)
-        return both(row < self.grid.height, column < self.grid.width)
-
-    def share(self) -> Expr:
-        window = self.population.window
-        assert window is not None
-        (rows, columns), place = window.kernel, self.place
-        if window.exact:
-            return f32(1 / (rows * columns))
-        rows = T.min(rows, self.grid.height - place.row * rows)
-        return f32(1.0) / T.cast(rows * T.min(columns, self.grid.width - place.column * columns), "float32")
+                _fetch(window, self.input(following, k, 0), write=back)
 
     def add_sums(self, *values: Callable[[Index], Expr]) -> None:
         """Add to the group's partial sums."""
@@ -185,9 +132,6 @@ class CpuCell(Cell):
             with self.lanes.each() as lane:
                 where = [self.place.group, at, self.place.channel + lane]
                 T.buffer_store(sums, sums[tuple(where)] + T.cast(value(lane), SUMS), where)
-
-    def _target(self) -> Buffer:
-        return present(self.arrays.grad_y if self.population.in_place else self.arrays.grad_x)
 
     def _store(
         self,
@@ -208,25 +152,12 @@ class CpuCell(Cell):
         with self.lanes.each() as lane:
             T.buffer_store(target, T.cast(value(lane), target.dtype), indices(lane))
 
-    def _kept(self) -> Expr | None:
-        """Whether the window has a result."""
-        window = self.population.window
-        if window is None or window.exact:
-            return None
-        return both(self.place.row < self.grid.out_height, self.place.column < self.grid.out_width)
-
-    def _pixel(self, k: Index) -> tuple[Expr, Expr]:
-        window = self.population.window
-        assert window is not None
-        rows, columns = window.kernel
-        return self.place.row * rows + k // columns, self.place.column * columns + k % columns
-
-    def _input(self, t: Index, k: Index, lane: Index) -> list[Index]:
+    def input(self, t: Index, k: Index, lane: Index) -> list[Index]:
         time = [] if self.population.repeated else [t]
-        pixel = [self.place.column] if self.population.window is None else [self.place.n, *self._pixel(k)]
+        pixel = [self.place.column] if self.population.window is None else [self.place.n, *self.pixel(k)]
         return [*time, *pixel, self.place.channel + lane]
 
-    def _output(self, t: Index, lane: Index) -> list[Index]:
+    def output(self, t: Index, lane: Index) -> list[Index]:
         place = self.place
         pixel = [place.column] if self.population.window is None else [place.n, place.row, place.column]
         return [t, *pixel, place.channel + lane]

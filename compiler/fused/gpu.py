@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from compiler.fused.array_cell import Arrays, Grid
 from compiler.fused.body import Index, forward
 from compiler.fused.cpu import SUMS
 from compiler.fused.emit import Buffer, Expr, T, argument, both, f32, kernel, put, tirx
-from compiler.fused.gpu_cell import Arrays, GpuCell, Grid, Place, only_if, register, window_rows
+from compiler.fused.gpu_cell import GpuCell, Place, only_if, register, window_rows
 from compiler.fused.gpu_launch import GpuKernel, GpuSchedule, threads_of, tiled
 from compiler.fused.gpu_reduce import FinishArrays, NormArrays, Tile, finish
 from compiler.fused.gpu_sums import Gradient, statistics

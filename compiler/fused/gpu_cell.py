@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from compiler.fused.body import Cell, Index
-from compiler.fused.emit import Buffer, Expr, Lanes, T, both, f32, local, put
+from compiler.fused.array_cell import ArrayCell, Arrays, Grid, present
+from compiler.fused.body import Index
+from compiler.fused.emit import Buffer, Expr, Lanes, T, local, put
 from compiler.fused.population import KernelName, Population
 
 MAX_HISTORY = 40  # membrane potentials for which time steps are unrolled: ptxas keeps them in registers, no spills
@@ -21,30 +22,6 @@ def unrolled(population: Population) -> bool:
     return population.timesteps * _pixels(population) <= MAX_HISTORY
 
 
-@dataclass(slots=True)
-class Arrays:
-    """The arguments of a kernel; None where it has no such."""
-
-    x: Buffer
-    table: Buffer | None = None
-    y: Buffer | None = None
-    grad_y: Buffer | None = None
-    grad_x: Buffer | None = None
-    sums: Buffer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Symbolic extents. Without pooling n is N * H * W, the others are 1."""
-
-    n: Expr
-    height: Index
-    width: Index
-    out_height: Index
-    out_width: Index
-    channels: Expr
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a cell stands: sample, row and column of windows, channel."""
@@ -56,7 +33,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class GpuCell(Cell):
+class GpuCell(ArrayCell):
     """A cell of one neuron a pixel; `numbers` holds its rows of the table in registers."""
 
     population: Population
@@ -74,57 +51,18 @@ class GpuCell(Cell):
     def number(self, name: str, lane: Index) -> Expr:
         return self.numbers[name][0]
 
-    def x(self, t: Index, k: Index, lane: Index) -> Expr:
-        return _guarded(self.valid(k), f32(self.arrays.x[tuple(self._input(t, k))]))
-
-    def grad_y(self, t: Index, lane: Index) -> Expr:
-        assert self.arrays.grad_y is not None
-        return _guarded(self._kept(), f32(self.arrays.grad_y[tuple(self._output(t))]))
-
     def store_y(self, t: Index, value: Callable[[Index], Expr]) -> None:
-        _store(self.arrays.y, self._kept(), self._output(t), value(0))
+        _store(present(self.arrays.y), self.kept(), self.output(t, 0), value(0))
 
     def store_grad_x(self, t: Index, k: Index, value: Callable[[Index], Expr]) -> None:
-        target = self.arrays.grad_y if self.population.in_place else self.arrays.grad_x
-        _store(target, self.valid(k), self._input(t, k), value(0))
+        _store(self.grad_target, self.valid(k), self.input(t, k, 0), value(0))
 
-    def valid(self, k: Index) -> Expr | None:
-        if self._exact():
-            return None
-        row, column = self._pixel(k)
-        return both(row < self.grid.height, column < self.grid.width)
-
-    def share(self) -> Expr:
-        window = self.population.window
-        assert window is not None
-        rows, columns = window.kernel
-        if window.exact:
-            return f32(1 / (rows * columns))
-        valid_rows = T.min(rows, self.grid.height - self.place.row * rows)
-        return f32(1.0) / f32(valid_rows * T.min(columns, self.grid.width - self.place.column * columns))
-
-    def _exact(self) -> bool:
-        window = self.population.window
-        return window is None or window.exact
-
-    def _kept(self) -> Expr | None:
-        """Whether the window has a result."""
-        if self._exact():
-            return None
-        return both(self.place.row < self.grid.out_height, self.place.column < self.grid.out_width)
-
-    def _pixel(self, k: Index) -> tuple[Expr, Expr]:
-        window = self.population.window
-        assert window is not None
-        rows, columns = window.kernel
-        return self.place.row * rows + k // columns, self.place.column * columns + k % columns
-
-    def _input(self, t: Index, k: Index) -> list[Index]:
+    def input(self, t: Index, k: Index, lane: Index) -> list[Index]:
         time = [] if self.population.repeated else [t]
-        pixel = [] if self.population.window is None else list(self._pixel(k))
+        pixel = [] if self.population.window is None else list(self.pixel(k))
         return [*time, self.place.n, *pixel, self.place.channel]
 
-    def _output(self, t: Index) -> list[Index]:
+    def output(self, t: Index, lane: Index) -> list[Index]:
         pixel = [] if self.population.window is None else [self.place.row, self.place.column]
         return [t, self.place.n, *pixel, self.place.channel]
 
@@ -157,12 +95,7 @@ def register(value: Expr, dtype: str = "float32") -> Buffer:
     return kept
 
 
-def _guarded(condition: Expr | None, value: Expr) -> Expr:
-    return value if condition is None else T.if_then_else(condition, value, f32(0.0))
-
-
-def _store(target: Buffer | None, condition: Expr | None, indices: list[Index], value: Expr) -> None:
-    assert target is not None
+def _store(target: Buffer, condition: Expr | None, indices: list[Index], value: Expr) -> None:
     with only_if(condition):
         T.buffer_store(target, T.cast(value, target.dtype), indices)
 

@@ -73,7 +73,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _chunks(layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
-    if not 0 < layer.rows_per_call < len(rows):
+    if rows.is_cuda or not 0 < layer.rows_per_call < len(rows):  # orders are chosen for a CPU's caches
         return (rows,)
     return torch.split(rows, layer.rows_per_call)
 

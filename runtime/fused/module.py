@@ -95,10 +95,11 @@ class FusedModule(nn.Module):
         self._arena = Arena(functools.partial(_places, plan))
         self._steps = tuple(_step(step, plan.timesteps, self.orders) for step in plan.steps)
         self._last_use = _last_use(plan)
-        self._constants: dict[str, Tensor] = {}
+        self._constants: dict[str, Tensor] = {}  # of the graph, on the device of the last input
 
     def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
         """first_sample: index of the batch's first sample, on which and on the seed Bernoulli draws depend."""
+        self._move_constants(x.device)
         values: Values = {self.plan.input: self._input(x)}
         run = _Live(self.plan.graph, first_sample=first_sample, tensor=self._tensor)
         for step, done in zip(self._steps, self._last_use, strict=True):
@@ -208,8 +209,6 @@ class FusedModule(nn.Module):
     def _tensor(self, name: str) -> Tensor:
         """A parameter of the graph, as it is now."""
         if name not in self.paths:
-            if name not in self._constants:
-                self._constants[name] = torch.tensor(self.plan.graph.parameters[name])
             return self._constants[name]
         value: object = self
         for part in self.paths[name].split("."):
@@ -217,6 +216,11 @@ class FusedModule(nn.Module):
         assert isinstance(value, Tensor)
         shape = self.plan.graph.parameters[name].shape
         return value if value.shape == shape else value.reshape(shape)
+
+    def _move_constants(self, device: torch.device) -> None:
+        for name, value in self.plan.graph.parameters.items():
+            if name not in self.paths and (name not in self._constants or self._constants[name].device != device):
+                self._constants[name] = torch.tensor(value, device=device)
 
     def _input(self, x: Tensor) -> Tensor:
         """In the graph's shape, feature maps with the channels last in memory."""

@@ -186,7 +186,8 @@ def _run(
     group: str,
 ) -> StageRun:
     found, memory = _PROGRAMS[program], arena_of(arena)
-    memory.prepare(len(x) // (1 if found.repeated else found.timesteps))
+    if not x.is_cuda:  # there torch's allocator gives scratch memory
+        memory.prepare(len(x) // (1 if found.repeated else found.timesteps))
     return StageRun(
         found,
         Tensors(x=x, parameters=parameters, buffers=buffers),

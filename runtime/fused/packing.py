@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from compiler.fused.pack import BITS, PackName, pack_kernel
 from compiler.fused.population import Activation
@@ -15,16 +16,21 @@ from hwmodel.errors import CompileError, Loc
 from runtime.fused.arena import Arena
 from runtime.fused.threads import free_cores, match_thread_count
 
+_NO_SPIKES = "the input holds values beside 0 and 1, but the network was fused for spikes"
+
 
 def pack(x: Tensor, arena: Arena, name: str) -> Tensor:
     """One bit for each value of a stage's input, in memory order.
 
     Shapes: x (rows, C, H, W) with the channels last in memory, or (rows, C) -> uint8 (ceil(x.numel() / 8),).
-    Raises: CompileError for a value that is neither 0 nor 1.
+    Raises: CompileError for a value that is neither 0 nor 1; on a GPU the device asserts it, for which nobody waits.
     """
+    if x.is_cuda:
+        torch._assert_async(((x == 0) | (x == 1)).all(), f"{name}: {_NO_SPIKES}")
+        return pack_by_torch(_in_memory_order(x))
     if not bool(((x == 0) | (x == 1)).all()):
         raise CompileError(
-            "the input holds values beside 0 and 1, but the network was fused for spikes",
+            _NO_SPIKES,
             Loc(name),
             hint="fuse it with an example that is real-valued too",
         )
@@ -36,9 +42,28 @@ def pack(x: Tensor, arena: Arena, name: str) -> Tensor:
 def expand(bits: Tensor, shape: Sequence[int], dtype: torch.dtype, arena: Arena, name: str) -> Tensor:
     """The values again, in the shape that they had."""
     last = tuple(shape) if len(shape) == 2 else (shape[0], shape[2], shape[3], shape[1])
-    values = arena.take((name, "backward", "y", 0), last, dtype)
-    _run(PackName.EXPAND, dtype, bits, values.view(-1))
+    values = arena.take((name, "backward", "y", 0), last, dtype, bits.device)
+    if bits.is_cuda:
+        expand_by_torch(bits, values.view(-1))
+    else:
+        _run(PackName.EXPAND, dtype, bits, values.view(-1))
     return values if len(shape) == 2 else values.permute(0, 3, 1, 2)
+
+
+def pack_by_torch(spikes: Tensor) -> Tensor:
+    """The bits of spikes (count,) on any device, as the kernel makes them."""
+    fired = functional.pad((spikes > 0).view(torch.uint8), (0, -len(spikes) % BITS)).view(-1, BITS)
+    bits = torch.zeros(len(fired), dtype=torch.uint8, device=spikes.device)
+    for bit in range(BITS):  # column by column, so that no array of a byte each is made beside `fired`
+        bits |= fired[:, bit] << bit
+    return bits
+
+
+def expand_by_torch(bits: Tensor, values: Tensor) -> None:
+    """Fill the values (count,) from their bits, on any device."""
+    for bit in range(BITS):
+        column = values[bit::BITS]
+        column.copy_((bits[: len(column)] >> bit) & 1)
 
 
 def _in_memory_order(x: Tensor) -> Tensor:

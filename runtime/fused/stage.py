@@ -48,12 +48,9 @@ class StageRun:
         arena: Arena,
         name: str,
         all_reduce: AllReduce | None = None,
-        make_run: MakeRun | None = None,
     ) -> None:
-        """make_run: executes neurons; by the device of x unless given."""
         self._program, self._tensors = program, tensors
         self._arena, self._name, self._all_reduce = arena, name, all_reduce
-        self._make_run: MakeRun = make_run or (GpuNeuronsRun if tensors.x.is_cuda else NeuronsRun)
         self._direction = "forward"
         activation = Activation.BF16 if tensors.x.dtype == torch.bfloat16 else Activation.F32
         self._parts: tuple[Part, ...] = tuple(
@@ -146,7 +143,8 @@ class StageRun:
                 eps=self._program.eps,
                 all_reduce=self._all_reduce,
             )
-        return self._make_run(part, maps, self._numbers(index), norming, functools.partial(self._take, index))
+        make_run: MakeRun = GpuNeuronsRun if maps.is_cuda else NeuronsRun
+        return make_run(part, maps, self._numbers(index), norming, functools.partial(self._take, index))
 
     def _numbers(self, wanted: int) -> dict[str, Tensor]:
         """The per-channel numbers of a population, by name."""

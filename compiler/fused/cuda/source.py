@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.fused.cuda.description import Kernel, Parameter
@@ -44,15 +44,20 @@ class CudaSource:
 
 def cuda_source(specs: Sequence[KernelSpec], arch: str) -> CudaSource:
     """The kernels' CUDA C; needs neither a GPU nor CUDA."""
+    return device_source(specs, {"kind": "cuda", "arch": arch}, "cuda")
+
+
+def device_source(specs: Sequence[KernelSpec], device_target: Mapping[str, str], language: str) -> CudaSource:
+    """The kernels in another language that TVM writes: `cl` for OpenCL."""
     functions = {spec.symbol: gpu_kernel(spec.population, spec.name, spec.schedule, spec.symbol) for spec in specs}
-    target = tvm.target.Target({"kind": "cuda", "arch": arch}, host={"kind": "llvm"})
+    target = tvm.target.Target(dict(device_target), host={"kind": "llvm"})
     # without values hoisted out of a kernel: they would be parameters that only TVM's own host code can compute
     with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
         lower, _, finalize = get_tir_pipeline("s_tir")
         module = lower(tirx.transform.BindTarget(target)(tvm.IRModule(functions)))
-        ((device_target, device),) = split_host_device_mods(module)[1].items()
+        ((split_target, device),) = split_host_device_mods(module)[1].items()
         device = finalize()(device)
-        text: str = codegen_build(device, device_target).inspect_source("cuda")
+        text: str = codegen_build(device, split_target).inspect_source(language)
     parameters = {variable.name_hint: _parameters(function) for variable, function in device.functions.items()}
     kernels = tuple(
         Kernel(
