@@ -222,6 +222,15 @@ _CERTIFY = ZooEntry(
 _CERTIFY_NETWORKS = (
     _CERTIFY,
     replace(_CERTIFY, name="certify-conv", notation="64C3S2-128C3S2-256FC-10FC"),
+    replace(
+        _CERTIFY,
+        name="certify-conv-direct",
+        source="table 6.1, with the direct encoding of the released code's variants, and batch norm",
+        notation="64C3S2(Encoding)-128C3S2-256FC-10FC",
+        input_kind=InputKind.IMAGE,
+        coding=Encoding.DIRECT,
+        batch_norm=True,
+    ),
 )
 
 _DIGITS = ZooEntry(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from runtime.training_session import StepReport, TrainingSession
     from spikec.fusing import fuse
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
     "CompileError": "compiler.ir",

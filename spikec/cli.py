@@ -264,11 +264,11 @@ def inspect(
 def reproduce(
     item: Annotated[str, typer.Argument(help="a table, a figure or one of its numbers; all by default")] = "",
     config: ConfigOption = "h2learn",
-    simulated: Annotated[bool, typer.Option(help="compile and simulate the training programs too, about 2 min")] = True,
+    simulated: Annotated[bool, typer.Option(help="simulate the training programs and measure fused training too, about 4 min")] = True,
     figures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="draw the figures, SVG")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Put every published number of the dissertation's chapter 3 beside ours, with what it rests on."""
+    """Put every published number of the dissertation's chapters 3 and 4 beside ours, with what it rests on."""
     from spikec.commands.reproduce import run_reproduce
 
     raise typer.Exit(run_reproduce(item, config=config, simulated=simulated, figures=figures, as_json=json))

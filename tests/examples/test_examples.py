@@ -11,6 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISES = {
     "own_network.py": "predictions that agree with PyTorch: 1.00",
     "train_own_network.py": "learned something: True",
+    "fuse_own_network.py": "learned something: True",
     "spikingjelly_network.py": "spikes of SpikingJelly and of the graph that differ: 0",
 }
 
