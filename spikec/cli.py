@@ -264,7 +264,9 @@ def inspect(
 def reproduce(
     item: Annotated[str, typer.Argument(help="a table, a figure or one of its numbers; all by default")] = "",
     config: ConfigOption = "h2learn",
-    simulated: Annotated[bool, typer.Option(help="simulate the training programs and measure fused training too, about 4 min")] = True,
+    simulated: Annotated[
+        bool, typer.Option(help="simulate the training programs and measure fused training too, about 4 min")
+    ] = True,
     figures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="draw the figures, SVG")] = None,
     json: JsonOption = False,
 ) -> None:
