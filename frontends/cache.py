@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from compiler.ir.values import Encoding
 from frontends.datasets import Samples, train_and_test
-from frontends.folders import VARIABLE, cache_folder
 from frontends.recipe import ProgressCallback, Recipe, TrainingResult, bernoulli, recipe_for, train
 from frontends.zoo import ZooEntry, build, entry
 from hwmodel.errors import CompileError, Loc
+from hwmodel.folders import VARIABLE, cache_folder
 
 __all__ = ["CacheWarning", "TrainedInfo", "cache_folder", "trained"]
 

@@ -17,9 +17,9 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from frontends.folders import cache_folder
 from frontends.idx import IdxSource
 from hwmodel.errors import CompileError, Loc
+from hwmodel.folders import cache_folder
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

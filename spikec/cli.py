@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hwmodel.errors import CompileError
+from spikec.commands.target import Target, check_target, given_options
 
 app = typer.Typer(
     name="spikec",
@@ -25,13 +26,6 @@ ModelArgument = Annotated[str, typer.Argument(help="zoo:NAME, zoo:NAME@DATA, FIL
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 SeedOption = Annotated[int, typer.Option(help="seed of initial weights, training and encodings")]
 ConfigOption = Annotated[str, typer.Option(help="preset name or FILE.toml")]
-
-
-class Target(StrEnum):
-    """What to compile for."""
-
-    H2LEARN = "h2learn"
-    CUDA = "cuda"
 
 
 class Mode(StrEnum):
@@ -77,6 +71,7 @@ def demo(
 
 @app.command("compile")
 def compile_command(
+    context: typer.Context,
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="program file, .h2l; cuda: a folder")],
     target: Annotated[Target, typer.Option(help="what to compile for")] = Target.H2LEARN,
@@ -102,6 +97,7 @@ def compile_command(
     json: JsonOption = False,
 ) -> None:
     """Compile a network to a program for the accelerator, or its fused training kernels to CUDA."""
+    check_target(target, given_options(context))
     if target is Target.CUDA:
         from spikec.commands.compile_cuda import CudaRequest, run_compile_cuda
 

@@ -14,10 +14,10 @@ from compiler.fused.order_cache import OrderCache, best_order
 from compiler.fused.plan import Plan, Stage
 from compiler.fused.program import buffer_names
 from compiler.fused.stages import plan_stages
-from frontends.folders import cache_folder
 from frontends.from_torch import Imported, import_module
 from frontends.torch_import.axes import Lead
 from hwmodel.errors import CompileError, Loc
+from hwmodel.folders import cache_folder
 from runtime.fused.keep_buffers import keep_buffers
 from runtime.fused.module import FusedModule, Interface
 
@@ -49,8 +49,8 @@ def fuse(
 
     example: an input as the module takes it, see `from_torch`; the batch may differ later, and loop orders are chosen
     for the example's. `print(fused.describe())` shows what runs how.
-    Raises: CompileError for a network that the IR cannot express, with parameters that would not be trained, or with
-    dropout in training.
+    Raises: CompileError for a network that the IR cannot express, with parameters that would not be trained, with
+    dropout in training, or with children named like an attribute of `FusedModule`.
     Source: chapter 4.
     """
     choice = _choice(loop_orders, name)
@@ -103,7 +103,10 @@ def _paths(module: nn.Module, plan: Plan) -> dict[str, str]:
 
     Raises: CompileError for a parameter that the graph does not take over as it is.
     """
-    tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors: Mapping[str, Tensor] = {  # under each of its names: the graph has one of them
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     paths = {}
     for name, array in plan.graph.parameters.items():
         path = next((known for known in (name, name.removesuffix(f".{array.ndim}d")) if known in tensors), None)

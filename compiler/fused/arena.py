@@ -13,7 +13,7 @@ from compiler.ir import TensorType
 from compiler.ir.ops import Add, Encode, Flatten, Input
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
-SUM_GROUPS = 64  # partial sums of a batch norm
+SUM_GROUPS = 64  # partial sums of a batch norm: fixed, so that results do not depend on the number of threads
 ITEM_BYTES = {Activation.F32: 4, Activation.BF16: 2}
 
 Key = tuple[str, str, str, int]  # stage, "forward" or "backward", role, part

@@ -156,15 +156,6 @@ class Work:
         """Kept for the backward pass, what several units keep counted once."""
         return sum({key: size for unit in self.units for key, size in unit.kept.items()}.values())
 
-    def launch_count(self, direction: Direction | None = None, *, kind: str = "") -> int:
-        """Kernels of a step; of one direction, and of units of one kind, if given."""
-        return sum(
-            launch.count
-            for unit in self.units
-            for launch in unit.launches
-            if direction in (None, launch.direction) and kind in ("", unit.kind)
-        )
-
 
 def roots(graph: Graph) -> Mapping[str, str]:
     """By value, the value whose memory it shares: flattening is a view."""

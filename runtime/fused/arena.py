@@ -104,8 +104,12 @@ class Arena:
             return self._spare_block(size).issue(0, shape, dtype)
 
     def _spare_block(self, size: int) -> _Block:
-        """The smallest free block that is large enough, or a new one."""
-        fitting = [block for block in self._spare if block.memory.nbytes >= size and block.free(0, block.memory.nbytes)]
+        """The smallest free block that is large enough, or a new one.
+
+        No block of more than twice the size: a small tensor that somebody keeps must not hold it.
+        """
+        sized = [block for block in self._spare if size <= block.memory.nbytes <= 2 * size]
+        fitting = [block for block in sized if block.free(0, block.memory.nbytes)]
         if fitting:
             return min(fitting, key=lambda block: block.memory.nbytes)
         block = _Block(_memory(size))

@@ -15,7 +15,6 @@ from compiler.fused.population import KernelName, Population
 from compiler.tvm_setup import host_target, tvm
 from runtime.fused.threads import free_cores, match_thread_count
 
-GROUPS = 64  # partial sums of a batch norm: fixed, so that results do not depend on the number of threads
 _SERIAL_BYTES = 1 << 19  # of input: below, waking a thread takes longer than the work
 
 Name = KernelName | FinishName

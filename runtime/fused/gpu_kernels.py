@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_dir
 from torch import Tensor
 
 from compiler.fused.cuda.compile import compile_layers, manifest_file
@@ -23,10 +22,10 @@ from compiler.fused.cuda.toolchain import OPTIONS, Nvcc
 from compiler.fused.gpu_launch import Extents, GpuKernel, GpuSchedule, schedule_for
 from compiler.fused.population import Norm, Population
 from hwmodel.errors import CompileError, Loc
+from hwmodel.folders import cache_folder
 from runtime.fused.cuda_loader import CudaKernels, load_cuda
 
 FOLDERS = "SPIKEC_GPU_KERNELS"  # of compiled networks, parted as in PATH
-CACHE = "SPIKEC_CACHE"  # where kernels compiled here are kept; the platform's cache folder unless set
 _ENTERED = threading.local()  # devices whose context this thread has entered
 
 
@@ -98,7 +97,7 @@ def _loaded(population: Population, schedule: GpuSchedule, device: torch.device)
     manifest = compiled_before(population, schedule, capability, _folders())
     if manifest is None:
         arch = "sm_{}{}".format(*capability)
-        manifest = compiled_here(population, schedule, arch, _cache(), Nvcc.find())
+        manifest = compiled_here(population, schedule, arch, cache_folder(), Nvcc.find())
     return load_cuda(manifest, device=device)
 
 
@@ -143,8 +142,3 @@ def _sound(manifest: Path) -> bool:
 
 def _folders() -> tuple[Path, ...]:
     return tuple(Path(name).expanduser() for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name)
-
-
-def _cache() -> Path:
-    named = os.environ.get(CACHE)
-    return Path(named).expanduser() if named else Path(user_cache_dir("spikec", appauthor=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,11 +23,13 @@ from compiler.ir.graph import Node
 from compiler.ir.ops import BatchNorm
 from hwmodel.errors import CompileError, Loc
 from runtime.fused.arena import Arena
+from runtime.fused.batch_norm import batch_norm, update_running
+from runtime.fused.neurons import COUNT
 from runtime.fused.ops import program_number
 from runtime.fused.ops import stage as stage_op
+from runtime.fused.processes import process_count
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_MOMENTUM = 0.1  # of running statistics, torch's default
 
 Values = dict[str, Tensor]  # by name in the graph, in the graph's shapes
 
@@ -66,11 +69,15 @@ class _TorchRule:
 class FusedModule(nn.Module):
     """A network's parameters under their own names, and a forward pass that keeps layers' results alone.
 
-    It holds the given module's children and parameters: `state_dict`, optimisers, hooks on gradients and checkpoints
-    are the given module's. `plan` says what runs how.
+    It holds the given module's children, parameters and buffers, shared ones under each of their names: `state_dict`,
+    optimisers, hooks on gradients and checkpoints are the given module's. Forward hooks of children are not called,
+    since their layers run inside stages. `describe` says what runs how. Without a process group, batch statistics are
+    taken over this process' batch; `process_group`, one of torch's by name, takes them over all its processes'.
 
     Shapes: input and output as the given module's; any batch.
-    Raises (forward): CompileError for an input of another shape or element type, or without samples.
+    Raises: CompileError for a child, parameter or buffer with the name of an attribute of this class.
+    Raises (forward): CompileError for an input of another shape or element type, or without samples; for autocast to
+    float16; in training for a batch norm whose statistics would be of a single value.
     Source: chapter 4.
     """
 
@@ -88,32 +95,32 @@ class FusedModule(nn.Module):
         orders: by layer, the loop order of its calls; all rows at once where none is named.
         """
         super().__init__()
-        _adopt(self, source)
-        self.plan, self.paths, self.interface = plan, dict(paths), interface or Interface()
-        self.process_group = ""  # by name: batch statistics are taken over its processes; "": this one's alone
-        self.orders = dict(orders or {})
+        self.process_group = ""
+        self._plan, self._interface, self._orders = plan, interface or Interface(), dict(orders or {})
         self._arena = Arena(functools.partial(_places, plan))
-        self._steps = tuple(_step(step, plan.timesteps, self.orders) for step in plan.steps)
-        self._last_use = _last_use(plan)
-        self._constants: dict[str, Tensor] = {}  # of the graph, on the device of the last input
+        self._steps = tuple(_step(step, plan.timesteps, self._orders) for step in plan.steps)
+        self._last_use, self._one_valued = _last_use(plan), _one_valued(plan)
+        # values in the arena's memory: spikes that leave a stage
+        self._scratch = {step.spikes for step in plan.steps if isinstance(step, Stage) and step.spikes is not None}
+        self._paths = {**paths, **_constants(self, plan, set(paths), _device(source))}
+        _adopt(self, source, plan.network)
 
     def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
         """first_sample: index of the batch's first sample, on which and on the seed Bernoulli draws depend."""
-        self._move_constants(x.device)
-        values: Values = {self.plan.input: self._input(x)}
-        run = _Live(self.plan.graph, first_sample=first_sample, tensor=self._tensor)
+        values: Values = {self._plan.input: self._input(x)}
+        run = _Live(self._plan.graph, first_sample=first_sample, tensor=self._tensor)
         for step, done in zip(self._steps, self._last_use, strict=True):
             if isinstance(step, _FusedStep):
                 self._fused(step, values)
-            elif step.node.name != self.plan.input:
+            elif step.node.name != self._plan.input:
                 values[step.node.name] = self._torch(step, values, run)
             for name in done:
                 del values[name]
-        return self._output(values[self.plan.output])
+        return self._output(values[self._plan.output])
 
     def describe(self) -> str:
         """The plan as text: stages, what each keeps for the backward pass, loop orders."""
-        return plan_text(self.plan, self.orders)
+        return plan_text(self._plan, self._orders)
 
     def __getstate__(self) -> dict[str, object]:
         """Without the steps, whose programs have other numbers in another process."""
@@ -121,15 +128,15 @@ class FusedModule(nn.Module):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._steps = tuple(_step(step, self.plan.timesteps, self.orders) for step in self.plan.steps)
+        self._steps = tuple(_step(step, self._plan.timesteps, self._orders) for step in self._plan.steps)
 
     def extra_repr(self) -> str:
         fused = sum(isinstance(step, _FusedStep) for step in self._steps)
-        return f"{self.plan.network}: {fused} fused stages, timesteps={self.plan.timesteps}"
+        return f"{self._plan.network}: {fused} fused stages, timesteps={self._plan.timesteps}"
 
     def _fused(self, step: _FusedStep, values: Values) -> None:
         stage = step.stage
-        x = _rows(values[stage.source], has_time=not stage.repeated and self.plan.graph.types[stage.source].has("T"))
+        x = _rows(values[stage.source], has_time=not stage.repeated and self._plan.graph.types[stage.source].has("T"))
         dtype = _compute_dtype(x)
         parameters = [self._tensor(name) for name in step.parameters]
         norms = 2 if stage.batch_norm is not None else 0
@@ -138,7 +145,7 @@ class FusedModule(nn.Module):
             *(value.to(dtype) for value in parameters[norms:]),
         ]
         buffers = [self._tensor(name).float() for name in step.buffers]
-        source = self._batch_norm_module(step.parameters[0]) if norms else None
+        source = self._batch_norm_module(step.buffers[0]) if norms else None
         training = self.training if source is None else source.training
         with torch.autocast(x.device.type, enabled=False):
             results: list[Tensor] = stage_op(
@@ -152,10 +159,9 @@ class FusedModule(nn.Module):
                 self.process_group,
             )
         for name, result in zip(stage.outputs, results, strict=False):
-            values[name] = _sequence(result, self.plan.timesteps)
+            values[name] = _sequence(result, self._plan.timesteps)
         if norms and training:
-            mean, var, count = results[-1]
-            self._update_running(source, step.buffers[0], step.buffers[1], (mean, var, count))
+            update_running(source, self._tensor(step.buffers[0]), self._tensor(step.buffers[1]), results[-1])
 
     def _torch(self, step: _TorchRule, values: Values, run: _Live) -> Tensor:
         inputs = [values[name] for name in step.node.inputs]
@@ -164,85 +170,73 @@ class FusedModule(nn.Module):
         return step.rule(step.node.op, inputs, step.node, run)
 
     def _batch_norm(self, step: _TorchRule, op: BatchNorm, x: Tensor) -> Tensor:
-        """A batch norm that no neurons follow, on torch's kernels."""
-        source = self._batch_norm_module(op.weight.name)
+        """A batch norm that no neurons follow."""
+        source = self._batch_norm_module(op.mean.name)
         training = self.training if source is None else source.training
         weight, bias, mean, var = (self._tensor(param.name) for param in (op.weight, op.bias, op.mean, op.var))
-        rows = _rows(x, has_time=self.plan.graph.types[step.node.inputs[0]].has("T"))
+        rows = _rows(x, has_time=self._plan.graph.types[step.node.inputs[0]].has("T"))
         if training:
-            with torch.no_grad():
-                axes = [0, *range(2, rows.ndim)]
-                moments = torch.var_mean(rows.detach().float(), axes, correction=0)
-                count = torch.tensor(float(rows.numel() // rows.shape[1] * step.repeats))
-            self._update_running(source, op.mean.name, op.var.name, (moments[1], moments[0], count))
-            normed = functional.batch_norm(rows, None, None, weight, bias, True, 0.0, op.eps)
+            normed, moments = batch_norm(rows, weight, bias, op.eps, self.process_group)
+            repeated = torch.stack([moments[0], moments[1], moments[COUNT] * step.repeats])
+            update_running(source, mean, var, repeated)
         else:
             normed = functional.batch_norm(rows, mean, var, weight, bias, False, 0.0, op.eps)
         return normed.reshape(*x.shape[: x.ndim - normed.ndim + 1], *normed.shape[1:])
 
-    def _update_running(
-        self, source: _BatchNorm | None, mean_name: str, var_name: str, moments: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        """As torch's batch norm in training: the variance corrected for the number of values."""
-        mean, var, count = moments
-        factor: float | Tensor = (
-            _MOMENTUM if source is None else source.momentum if source.momentum is not None else 0.0
-        )
-        with torch.no_grad():
-            if source is not None and source.num_batches_tracked is not None:
-                source.num_batches_tracked.add_(1)
-                if source.momentum is None:
-                    factor = 1.0 / source.num_batches_tracked
-            unbiased = var * count / (count - 1)
-            for name, value in ((mean_name, mean), (var_name, unbiased)):
-                running = self._tensor(name)
-                running.lerp_(value.to(running.dtype), torch.as_tensor(factor, dtype=running.dtype))
-
-    def _batch_norm_module(self, parameter: str) -> _BatchNorm | None:
-        """The module that a batch norm's parameter belongs to, if it is one of torch's."""
-        path = self.paths.get(parameter, "")
+    def _batch_norm_module(self, running_mean: str) -> _BatchNorm | None:
+        """The module that a batch norm's running mean belongs to, if it is one of torch's."""
         owner: object = self
-        for part in path.split(".")[:-1]:
+        for part in self._paths[running_mean].split(".")[:-1]:
             owner = getattr(owner, part)
         return owner if isinstance(owner, _BatchNorm) else None
 
     def _tensor(self, name: str) -> Tensor:
         """A parameter of the graph, as it is now."""
-        if name not in self.paths:
-            return self._constants[name]
         value: object = self
-        for part in self.paths[name].split("."):
+        for part in self._paths[name].split("."):
             value = getattr(value, part)
         assert isinstance(value, Tensor)
-        shape = self.plan.graph.parameters[name].shape
+        shape = self._plan.graph.parameters[name].shape
         return value if value.shape == shape else value.reshape(shape)
-
-    def _move_constants(self, device: torch.device) -> None:
-        for name, value in self.plan.graph.parameters.items():
-            if name not in self.paths and (name not in self._constants or self._constants[name].device != device):
-                self._constants[name] = torch.tensor(value, device=device)
 
     def _input(self, x: Tensor) -> Tensor:
         """In the graph's shape, feature maps with the channels last in memory."""
-        want, steps = self.plan.graph.types[self.plan.input], self.plan.timesteps
+        want, steps = self._plan.graph.types[self._plan.input], self._plan.timesteps
         timed = want.has("T")
         sizes = tuple(size for size in want.shape[1 + timed :] if isinstance(size, int))
-        _check_input(x, self.interface.input_features or sizes, self._lead(timed), steps, self.plan.network)
+        _check_input(x, self._interface.input_features or sizes, self._lead(timed), steps, self._plan.network)
+        _check_autocast(x.device.type, self._plan.network)
+        self._check_statistics(x.numel() // (math.prod(sizes) * (steps if timed else 1)))
         rows = x.reshape(-1, *sizes)
         if rows.ndim == 4:
             rows = rows.contiguous(memory_format=torch.channels_last)
         return _sequence(rows, steps) if timed else rows
 
+    def _check_statistics(self, samples: int) -> None:
+        """Before any statistics change: the variance of one value, corrected for their number, is 0 / 0."""
+        if samples > 1 or not self._one_valued or process_count(self.process_group) > 1:
+            return
+        for name, running_mean in self._one_valued:
+            source = self._batch_norm_module(running_mean)
+            if self.training if source is None else source.training:
+                raise CompileError(
+                    f"{name}: the batch has a single value per channel, whose statistics a batch norm cannot train on",
+                    Loc(name),
+                    hint="take two samples or more, or call .eval()",
+                )
+
     def _lead(self, timed: bool) -> str:
         if not timed:
             return "N"
-        return "T * N" if self.interface.merged_input else "T, N"
+        return "T * N" if self._interface.merged_input else "T, N"
 
     def _output(self, y: Tensor) -> Tensor:
-        timed = self.plan.graph.types[self.plan.output].has("T")
-        if self.interface.output_features is not None:
-            y = y.reshape(*y.shape[: 1 + timed], *self.interface.output_features)
-        return y.flatten(0, 1) if timed and self.interface.merged_output else y
+        if self._plan.output in self._scratch:
+            y = y.clone()  # callers may keep it for long; kept scratch memory would pile up
+        timed = self._plan.graph.types[self._plan.output].has("T")
+        if self._interface.output_features is not None:
+            y = y.reshape(*y.shape[: 1 + timed], *self._interface.output_features)
+        return y.flatten(0, 1) if timed and self._interface.merged_output else y
 
 
 @dataclass(slots=True)
@@ -255,16 +249,32 @@ class _Live(Execution):
         return self.tensor(param.name)
 
 
-def _adopt(module: nn.Module, source: nn.Module) -> None:
+def _adopt(module: nn.Module, source: nn.Module, network: str) -> None:
     """Give the module the source's children, parameters, buffers and mode."""
-    persistent = set(source.state_dict())
-    for name, child in source.named_children():
+    for name in (*source._modules, *source._parameters, *source._buffers):
+        if hasattr(module, name):
+            raise CompileError(f"{name}: fused modules have an attribute of that name", Loc(network), hint="rename it")
+    for name, child in source._modules.items():
         module.add_module(name, child)
-    for name, parameter in source.named_parameters(recurse=False):
+    for name, parameter in source._parameters.items():
         module.register_parameter(name, parameter)
-    for name, buffer in source.named_buffers(recurse=False):
-        module.register_buffer(name, buffer, persistent=name in persistent)
+    for name, buffer in source._buffers.items():
+        module.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
     module.training = source.training
+
+
+def _constants(module: nn.Module, plan: Plan, elsewhere: set[str], device: torch.device | None) -> dict[str, str]:
+    """Buffers for the parameters of the graph that are not elsewhere, outside `state_dict`: their names, by theirs."""
+    names = {}
+    for at, (name, value) in enumerate(plan.graph.parameters.items()):
+        if name not in elsewhere:
+            names[name] = f"_constant_{at}"
+            module.register_buffer(names[name], torch.tensor(value, device=device), persistent=False)
+    return names
+
+
+def _device(source: nn.Module) -> torch.device | None:
+    return next((tensor.device for tensor in (*source.parameters(), *source.buffers())), None)
 
 
 def _check_input(x: Tensor, features: tuple[int, ...], lead: str, timesteps: int, network: str) -> None:
@@ -284,6 +294,15 @@ def _check_input(x: Tensor, features: tuple[int, ...], lead: str, timesteps: int
         )
 
 
+def _check_autocast(device: str, network: str) -> None:
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) not in _DTYPES:
+        raise CompileError(
+            f"autocast is to {torch.get_autocast_dtype(device)}, must be to torch.bfloat16",
+            Loc(network),
+            hint=f'torch.autocast("{device}", dtype=torch.bfloat16)',
+        )
+
+
 def _places(plan: Plan, batch: int) -> Mapping[Key, Place]:
     return arrange(scratch_requests(plan, batch)).places
 
@@ -293,6 +312,21 @@ def _step(step: Step, timesteps: int, orders: Mapping[str, LoopOrder]) -> _Fused
         return _TorchRule(step.node, execute.dispatch(type(step.node.op)), step.repeats)
     program = stage_program(step, timesteps, {name: order.rows_per_call for name, order in orders.items()})
     return _FusedStep(step, program_number(program), parameter_names(step), buffer_names(step))
+
+
+def _one_valued(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """Batch norms that see one value per sample and channel: their names, and those of their running means."""
+    found = []
+    for step in plan.steps:
+        node = step.batch_norm if isinstance(step, Stage) else step.node
+        if node is None or not isinstance(node.op, BatchNorm):
+            continue
+        kind = plan.graph.types[step.source if isinstance(step, Stage) else node.inputs[0]]
+        pixels = math.prod(kind.size(axis) for axis in kind.axes if axis not in ("T", "N", "C"))
+        times = plan.timesteps if isinstance(step, Stage) or kind.has("T") else step.repeats
+        if times * pixels == 1:
+            found.append((node.name, node.op.mean.name))
+    return tuple(found)
 
 
 def _last_use(plan: Plan) -> tuple[tuple[str, ...], ...]:

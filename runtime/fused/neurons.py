@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from compiler.fused.arena import SUM_GROUPS
 from compiler.fused.finish import FinishName
 from compiler.fused.population import PER_CHANNEL, KernelName, Norm, Population
 from compiler.ir.ops import window_extent
-from runtime.fused.cpu_kernels import GROUPS, CpuKernels, has_tail
+from runtime.fused.cpu_kernels import CpuKernels, has_tail
 
 Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # a scratch buffer for a role
 AllReduce = Callable[[Tensor], None]  # adds a tensor up over processes, in place
@@ -170,7 +171,7 @@ class NeuronsRun(Neurons):
         return CpuKernels(self.population, has_tail(self.x.shape[-1]))
 
     def _sums(self) -> Tensor:
-        return self.take("sums", (GROUPS, 2, self.x.shape[-1]), torch.float64)
+        return self.take("sums", (SUM_GROUPS, 2, self.x.shape[-1]), torch.float64)
 
     def _table(self, moments: Tensor | None) -> _Table:
         rows = self.population.rows

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from compiler.fused.population import Population, Window
 from compiler.fused.program import StageProgram
 from compiler.ir.ops import window_extent
 from runtime.fused.arena import arena_of
-from runtime.fused.neurons import AllReduce
 from runtime.fused.packing import expand, pack
+from runtime.fused.processes import all_reduce_over
 from runtime.fused.stage import Gradients, StageRun, Tensors
 
 _PROGRAMS: list[StageProgram] = []  # by number: ops take no other arguments than tensors, numbers and strings
@@ -194,22 +193,13 @@ def _run(
         training=training,
         arena=memory,
         name=name,
-        all_reduce=_all_reduce(group) if group and training else None,
+        all_reduce=all_reduce_over(group) if group and training else None,
     )
 
 
 def _wanted(found: Gradients, need: Sequence[bool]) -> list[Tensor | None]:
     parameters = [value for value, needed in zip(found.parameters, need, strict=True) if needed]
     return [*([found.x] if found.x is not None else []), *parameters]
-
-
-def _all_reduce(group: str) -> AllReduce:
-    found = dist.distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined,arg-type]
-
-    def reduce(tensor: Tensor) -> None:
-        dist.all_reduce(tensor, group=found)
-
-    return reduce
 
 
 def _rows_shape(program: StageProgram, x: Tensor) -> list[int]:

@@ -23,17 +23,11 @@ def pack(x: Tensor, arena: Arena, name: str) -> Tensor:
     """One bit for each value of a stage's input, in memory order.
 
     Shapes: x (rows, C, H, W) with the channels last in memory, or (rows, C) -> uint8 (ceil(x.numel() / 8),).
-    Raises: CompileError for a value that is neither 0 nor 1; on a GPU the device asserts it, for which nobody waits.
+    Raises: CompileError for a value that is neither 0 nor 1, except while a CUDA graph is captured.
     """
+    _check_spikes(x, name)
     if x.is_cuda:
-        torch._assert_async(((x == 0) | (x == 1)).all(), f"{name}: {_NO_SPIKES}")
         return pack_by_torch(_in_memory_order(x))
-    if not bool(((x == 0) | (x == 1)).all()):
-        raise CompileError(
-            _NO_SPIKES,
-            Loc(name),
-            hint="fuse it with an example that is real-valued too",
-        )
     bits = arena.take((name, "forward", "bits", 0), (-(-x.numel() // BITS),), torch.uint8)
     _run(PackName.PACK, x.dtype, _in_memory_order(x), bits)
     return bits
@@ -64,6 +58,17 @@ def expand_by_torch(bits: Tensor, values: Tensor) -> None:
     for bit in range(BITS):
         column = values[bit::BITS]
         column.copy_((bits[: len(column)] >> bit) & 1)
+
+
+def _check_spikes(x: Tensor, name: str) -> None:
+    """On a GPU this waits for the input: an assertion on the device would not, but nothing runs there after one.
+
+    A capture cannot wait; the steps that warm it up are checked.
+    """
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if not bool(((x == 0) | (x == 1)).all()):
+        raise CompileError(_NO_SPIKES, Loc(name), hint="fuse it with an example that is real-valued too")
 
 
 def _in_memory_order(x: Tensor) -> Tensor:

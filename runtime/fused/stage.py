@@ -190,7 +190,7 @@ class StageRun:
         if not self._program.flatten:
             return as_maps(rows if rows.ndim == 4 else rows[:, :, None, None], maps.shape[0])
         if maps.shape[2:4] == (1, 1):
-            return rows.view(maps.shape)
+            return rows.contiguous().view(maps.shape)
         grad = self._take(len(self._parts), "grad_maps", tuple(maps.shape))
         images(grad).copy_(rows.view(len(rows), maps.shape[4], *maps.shape[2:4]))
         return grad
@@ -203,7 +203,7 @@ class StageRun:
             total = value if total is None else total.add_(value)
         if self._program.spikes:
             own = grads[len(self._program.layers)]
-            total = own.clone(memory_format=torch.preserve_format) if total is None else total.add_(own)
+            total = _laid_out(own, copy=True) if total is None else total.add_(own)
         assert total is not None
         return total
 
@@ -237,5 +237,7 @@ class StageRun:
         return 2 * self._program.norm + sum(1 + layer.bias for layer in before)
 
 
-def _laid_out(grad: Tensor) -> Tensor:
-    return grad.contiguous(memory_format=torch.channels_last) if grad.ndim == 4 else grad.contiguous()
+def _laid_out(grad: Tensor, *, copy: bool = False) -> Tensor:
+    """Feature maps with the channels last in memory."""
+    layout = torch.channels_last if grad.ndim == 4 else torch.contiguous_format
+    return grad.clone(memory_format=layout) if copy else grad.contiguous(memory_format=layout)

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from hwmodel.errors import CompileError, Loc
+
 WARM_UP_STEPS = 1  # compiles kernels
 TIMED_STEPS = 3
 _CLASSES = 10
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 _RSS_AND_PEAK = "5"  # to clear_refs: the high-water mark falls to what is resident
 
 
@@ -38,10 +41,26 @@ class MeasuredStep:
 
 
 def measure(setting: MeasuredSetting) -> MeasuredStep:
-    """Measure in a fresh process. Needs Linux, whose /proc tells the peak."""
+    """Measure in a fresh process. Needs Linux, whose /proc tells the peak.
+
+    Raises: CompileError on another system, or with the last line of a process that fails.
+    """
+    if not _CLEAR_REFS.exists():
+        raise _not_measured(setting, f"there is no {_CLEAR_REFS}, which Linux has")
     command = [sys.executable, "-m", "spikec.reproduce.fused_measure", json.dumps(asdict(setting))]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode < 0:
+        raise _not_measured(setting, f"signal {-run.returncode} ended the process")
+    if run.returncode > 0:
+        # a traceback ends with the fault; what is indented below belongs to it
+        lines = [line for line in run.stderr.splitlines() if line.strip() and not line.startswith(" ")]
+        raise _not_measured(setting, lines[-1] if lines else f"exit code {run.returncode}")
     return MeasuredStep(**json.loads(run.stdout.splitlines()[-1]))
+
+
+def _not_measured(setting: MeasuredSetting, why: str) -> CompileError:
+    message = f"a training step cannot be measured on this CPU: {why}"
+    return CompileError(message, Loc(setting.network), hint="--no-simulated leaves out what is measured")
 
 
 def _measure_here(setting: MeasuredSetting) -> MeasuredStep:
@@ -94,7 +113,7 @@ def _give_back() -> None:
     """Freed memory goes back to the system, and the high-water mark falls to what is resident."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text(_RSS_AND_PEAK)
+    _CLEAR_REFS.write_text(_RSS_AND_PEAK)
 
 
 def _status_bytes(field: str) -> int:

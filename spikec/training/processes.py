@@ -23,7 +23,9 @@ from hwmodel.errors import CompileError, Loc
 BAD_INPUT = 2
 
 _COUNT, _RANK = "WORLD_SIZE", "RANK"
-_OTHERS = (_RANK, "MASTER_ADDR", "MASTER_PORT")  # that go with the count
+_ADDRESS, _PORT = "MASTER_ADDR", "MASTER_PORT"
+_OTHERS = (_RANK, _ADDRESS, _PORT)  # that go with the count
+_HIGHEST_PORT = 2**16 - 1
 _MEETING = timedelta(minutes=5)  # for all to start, and for the slowest to do its part of a step
 _NOTICE_S = 5.0  # for a fault to reach the others
 _LOOK_S = 0.2  # between looks for one
@@ -52,6 +54,9 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
     rank = _number(environment, _RANK)
     if not 0 <= rank < count:
         raise _environment_fault(_RANK, f"is {rank}, must be from 0 to {count - 1}")
+    port = _number(environment, _PORT)
+    if not 1 <= port <= _HIGHEST_PORT:
+        raise _environment_fault(_PORT, f"is {port}, must be from 1 to {_HIGHEST_PORT}")
     return Place(rank=rank, count=count)
 
 
@@ -127,7 +132,11 @@ def together(place: Place, work: Callable[[Processes], int]) -> int:
     try:
         processes = _join(place)
     except (RuntimeError, ValueError, OSError) as fault:
-        raise CompileError(f"the {place.count} processes do not meet: {_line(fault)}", Loc("torchrun")) from fault
+        raise CompileError(
+            f"the {place.count} processes do not meet: {_line(fault)}",
+            Loc("torchrun"),
+            hint=f"they meet at {_ADDRESS}:{_PORT}, a host that all reach and a port that is free there",
+        ) from fault
     watch = _Watch(processes)
     watch.start()
     try:

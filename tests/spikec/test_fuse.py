@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections import defaultdict
 
 import pytest
 import torch
@@ -14,13 +14,16 @@ from compiler.ir import Reset
 from frontends.nn import LIF
 from frontends.resnet import ResidualBlock
 from frontends.zoo import Neuron, build, entry, names
-from tests.runtime.fused.gradients import INPUT, double, margin, step, upstream_like
+from tests.runtime.fused.gradients import Step, double, margin, step, upstream_like
 
 T = 2
 ULP = torch.finfo(torch.float32).eps
 # zoo networks whose weights or maps take seconds a step
 LARGE = ("imagenet", "alexnet", "resnet34")
 QUICK = ("digits-fc", "certify-fc")
+INPUTS = 4  # of which one flips no spike
+NEAR = 1e-4  # of the largest of a layer; 8e-5 was seen where no spike flips, and 0.5 where one does
+NEAR_OF = {"resnet34": 0.05}  # 37 batch norms of few values each amplify roundings: 0.025 seen, 1.8 after a flip
 
 
 class ResidualChain(nn.Module):
@@ -74,15 +77,18 @@ def test_residual_blocks(training: bool) -> None:
     assert compared >= 3
 
 
-def undropped(name: str, **changes: object) -> tuple[nn.Module, Tensor]:
-    """A network of the zoo in training without dropout, and two samples."""
-    found = replace(entry(name), **changes)  # type: ignore[arg-type]
+def undropped(name: str) -> nn.Module:
+    """A network of the zoo in training without dropout."""
     module = build(name, timesteps=T).train()
     for child in module.modules():
         if isinstance(child, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
             child.p = 0.0
-    x = torch.rand(found.example_shape(2, T), generator=torch.Generator().manual_seed(1))
-    return module, x if found.input_kind == "image" else (x < 0.3).float()
+    return module
+
+
+def two_samples(name: str, seed: int) -> Tensor:
+    x = torch.rand(entry(name).example_shape(2, T), generator=torch.Generator().manual_seed(seed))
+    return x if entry(name).input_kind == "image" else (x < 0.3).float()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def undropped(name: str, **changes: object) -> tuple[nn.Module, Tensor]:
     [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names() if name not in LARGE],
 )
 def test_zoo(name: str) -> None:
-    """Trains: the original's scores up to a flipped spike, and a gradient for each parameter."""
+    """Trains: the original's scores and gradients up to a flipped spike."""
     check_zoo(name)
 
 
@@ -101,22 +107,37 @@ def test_large_zoo(name: str) -> None:
 
 
 def check_zoo(name: str) -> None:
-    module, x = undropped(name)
-    fused = spikec.fuse(copy.deepcopy(module), x, T)
-    upstream = upstream_like(module, x)
-    want, got = step(module, x, upstream), step(fused, x, upstream)
-    assert got.y.shape == want.y.shape
-    # most scores are those of equal spikes; a membrane at its threshold may fall on either side
-    assert float(((got.y - want.y).abs() < 1e-4).float().mean()) > 0.5
-    largest = 0.0
+    """A fault shows with every input; a membrane that roundings put across its threshold or surrogate's edge does not.
+
+    Such a spike changes all gradients before it by tenths while the scores may stay the same.
+    """
+    module, fuse_with = undropped(name), two_samples(name, 0)
+    fused = spikec.fuse(copy.deepcopy(module), fuse_with, T)
+    upstream, errors = upstream_like(module, fuse_with), []
+    for seed in range(INPUTS):
+        x = two_samples(name, seed)
+        want, got = step(module, x, upstream), step(fused, x, upstream)
+        assert got.y.shape == want.y.shape
+        errors.append(max(float((got.y - want.y).abs().max()), gradient_error(want, got)))
+        if errors[-1] <= NEAR_OF.get(name, NEAR):
+            return
+    raise AssertionError(errors)
+
+
+def gradient_error(want: Step, got: Step) -> float:
+    """The largest difference over the largest gradient of the same layer: a bias's may cancel to roundings alone."""
+    errors: dict[str, float] = defaultdict(float)
+    largest: dict[str, float] = defaultdict(float)
     for key, grad in want.grads.items():
-        found = got.grads[key]
+        found, layer = got.grads[key], key.rpartition(".")[0]
         assert (found is None) == (grad is None), key
         if found is not None and grad is not None:
             assert found.shape == grad.shape, key
             assert bool(torch.isfinite(found).all()), key
-            largest = max(largest, float(found.abs().max()) if key != INPUT else 0.0)
-    assert largest > 0
+            errors[layer] = max(errors[layer], float((found - grad).abs().max()))
+            largest[layer] = max(largest[layer], float(grad.abs().max()))
+    assert max(largest.values()) > 0
+    return max(error / max(largest[layer], torch.finfo().tiny) for layer, error in errors.items())
 
 
 class Spiking(nn.Module):

@@ -68,6 +68,18 @@ class Counting(nn.Module):
         return y
 
 
+class Taken(nn.Module):
+    """Has a child with the name of an attribute of fused modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process_group, self.neurons = nn.Linear(4, 3), LIF(timesteps=T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.neurons(self.process_group(x))
+        return y
+
+
 def refusal(module: nn.Module, loop_orders: str = "merged") -> str:
     with pytest.raises(CompileError) as fault:
         spikec.fuse(module, torch.rand(T * 2, 4), T, loop_orders=loop_orders)
@@ -83,6 +95,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "unused parameter": Unused,
     "computed weight": ScaledWeight,
     "state between calls": Counting,
+    "a name that is taken": Taken,
     "dropout before neurons": lambda: chain(nn.Dropout(0.25)),
     "dropout behind neurons": lambda: nn.Sequential(chain(), nn.Dropout(0.5)),
     "dropout that drops all": lambda: chain(nn.Dropout(1.0)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.numpy import save
 
 from compiler.ir import Reset
 from compiler.ir.ops import Array
+from spikec.commands.target import COMMON, CUDA_ONLY
 from tests.golden import Golden
 from tests.spikec.command import refusal, spikec
 from tests.spikec.graphs import saved
@@ -71,7 +73,6 @@ def test_options(files: Path, golden: Golden) -> None:
     Path("not_toml.toml").write_text("clock_ghz = = 1\n")
     Path("no_rows.toml").write_text('base = "h2learn"\n[forward]\nrows = 0\n')
     Path("unknown.toml").write_text('base = "h2learn"\n[forward]\nrow = 64\n')
-    Path("parts.toml").write_text('name = "x"\n')
     cases = {
         "no time steps": (*TARGET, "--timesteps", "0"),
         "negative time steps": (*TARGET, "--timesteps", "-1"),
@@ -92,6 +93,54 @@ def test_options(files: Path, golden: Golden) -> None:
         "no output": ("compile", "net.spk", "-o", ""),
     }
     golden("options.txt", messages(cases))
+
+
+CUDA = ("compile", "zoo:digits-fc", "--target", "cuda", "-o", "out/cuda")
+OF_H2LEARN = {  # each option of the accelerator alone, at its default
+    "--mode": ("infer",),
+    "--config": ("h2learn",),
+    "--print-after": ("",),
+    "--loss": ("cross_entropy",),
+    "--loss-scale": ("64.0",),
+    "--learning-rate": ("0.01",),
+    "--momentum": ("0.9",),
+    "--weight-decay": ("0.0",),
+    "--batch-group": ("4",),
+    "--machines": ("1",),
+    "--master-weights": (),
+    "--fold-batch-norm": (),
+    "--balance": ("",),
+    "--balance-samples": ("32",),
+}
+
+
+@pytest.mark.parametrize("option", OF_H2LEARN)
+def test_an_option_of_the_accelerator_for_cuda(option: str, files: Path) -> None:
+    message = refusal(*CUDA, option, *OF_H2LEARN[option])
+    want = f"{option}: error: meaningless with --target cuda\n  hint: leave out, or take --target h2learn\n"
+    assert message == want
+    assert os.listdir("out") == []
+
+
+def test_options_of_another_target(files: Path, golden: Golden) -> None:
+    cases = {
+        "architecture for the accelerator": (*TARGET, "--arch", "sm_80"),
+        "several": (*CUDA, "--momentum", "0.5", "--mode", "train", "--seed", "1"),
+        "unknown architecture": (*CUDA, "--arch", "sm_81"),
+    }
+    golden("target.txt", messages(cases))
+
+
+def test_every_option_belongs_to_a_target() -> None:
+    from spikec.cli import compile_command
+
+    parameters = set(signature(compile_command).parameters) - {"context"}
+    of_h2learn = {option.removeprefix("--").replace("-", "_") for option in OF_H2LEARN}
+    assert parameters == COMMON | CUDA_ONLY | of_h2learn
+
+
+def test_parts_of_a_configuration(files: Path) -> None:
+    Path("parts.toml").write_text('name = "x"\n')
     for part in ("backward", "clock_ghz", "tile", "weight_update"):
         assert f"{part} is missing" in refusal(*TARGET, "--config", "parts.toml")
 

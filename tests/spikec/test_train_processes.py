@@ -29,7 +29,7 @@ from spikec.models import load_model
 from spikec.training.data import training_data
 from spikec.training.fused import FusedTrainer
 from spikec.training.history import History, fresh_order
-from spikec.training.processes import Place, Processes, place_of
+from spikec.training.processes import Place, Processes, place_of, together
 from tests.golden import Golden
 from tests.spikec.training import NETWORK, few_digits
 
@@ -288,6 +288,17 @@ def of(rank: int, count: int) -> Processes:
     return Processes(place=Place(rank=rank, count=count), store=HashStore(), group="")
 
 
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(CompileError, match=r"torchrun: error: the 2 processes do not meet: .*in use") as caught:
+            together(Place(rank=0, count=2), lambda _: 0)
+    assert caught.value.hint.startswith("they meet at MASTER_ADDR:MASTER_PORT, ")
+
+
 def test_refusals(golden: Golden) -> None:
     meeting = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     environments = {
@@ -296,6 +307,9 @@ def test_refusals(golden: Golden) -> None:
         "rank too high": meeting | {"RANK": "4"},
         "no number": meeting | {"RANK": "first"},
         "no processes": meeting | {"WORLD_SIZE": "0"},
+        "no number as port": meeting | {"MASTER_PORT": "http"},
+        "port too high": meeting | {"MASTER_PORT": "65536"},
+        "no fixed port": meeting | {"MASTER_PORT": "0"},
     }
     lines = []
     for name, environment in environments.items():

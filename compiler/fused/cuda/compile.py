@@ -7,7 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from compiler.fused.cuda.description import CudaLayer, CudaReport, Resources
@@ -20,7 +20,8 @@ from compiler.fused.stages import plan_stages
 from compiler.ir import Graph
 from hwmodel.errors import CompileError, Loc
 
-MANIFEST_SUFFIX = ".json"
+SOURCE_SUFFIX, BINARY_SUFFIX, MANIFEST_SUFFIX = ".cu", ".fatbin", ".json"
+_SUFFIXES = (SOURCE_SUFFIX, BINARY_SUFFIX, MANIFEST_SUFFIX)  # in the order in which they are replaced
 DEFAULT_BATCH = 32
 _FEWER_BLOCKS = 2  # of a multiprocessor: up to 128 registers for each of 256 threads
 
@@ -31,7 +32,7 @@ def compile_cuda(network: Graph | Plan, arch: str, out_dir: Path, *, batch: int 
     Without nvcc the source and the launch table are written alike, and nothing is known of registers.
     batch: of the launch table; it also decides where an index needs 64 bits.
 
-    Raises: CompileError; files from before stay as they were.
+    Raises: CompileError; files from before stay as they were, or are put back.
     """
     check_arch(arch)
     plan = network if isinstance(network, Plan) else plan_stages(network)
@@ -53,8 +54,8 @@ def compile_layers(
     source = cuda_source(specs, arch)
     symbols = {spec: kernel.symbol for spec, kernel in zip(specs, source.kernels, strict=True)}
     stem = f"{file_stem(network)}.{arch}"
-    with _files_beside(out_dir) as folder:
-        source_file, binary_file = folder / f"{stem}.cu", folder / f"{stem}.fatbin"
+    with _files_beside(out_dir, stem) as folder:
+        source_file, binary_file = folder / f"{stem}{SOURCE_SUFFIX}", folder / f"{stem}{BINARY_SUFFIX}"
         source_file.write_text(source.text, encoding="utf-8")
         found = {} if nvcc is None else _compile_without_spills(nvcc, source_file, binary_file, arch)
         report = CudaReport(
@@ -99,17 +100,46 @@ def _compile_without_spills(nvcc: Nvcc, source: Path, binary: Path, arch: str) -
 
 
 @contextmanager
-def _files_beside(out_dir: Path) -> Iterator[Path]:
-    """A folder whose files move to `out_dir` if the block succeeds, the manifest last."""
+def _files_beside(out_dir: Path, stem: str) -> Iterator[Path]:
+    """A folder whose files replace those of the stem in `out_dir` if the block succeeds, the manifest last."""
     loc = Loc(str(out_dir))
     beside = out_dir.parent / f".{uuid.uuid4().hex}.part"
     try:
         beside.mkdir(parents=True)
         yield beside
         out_dir.mkdir(exist_ok=True)
-        for file in sorted(beside.iterdir(), key=lambda file: file.suffix == MANIFEST_SUFFIX):
-            os.replace(file, out_dir / file.name)
+        _replace_set(beside, [out_dir / f"{stem}{suffix}" for suffix in _SUFFIXES])
     except OSError as fault:
         raise CompileError(f"cannot write the kernels: {fault.strerror}", loc) from fault
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replace_set(beside: Path, targets: list[Path]) -> None:
+    """All of the targets or none; one without a new file goes away."""
+    for target in targets:
+        if target.is_dir():
+            raise CompileError("is a folder, must be a file or absent", Loc(str(target)), hint="move it away")
+    kept = beside / "before"
+    kept.mkdir()
+    for target in filter(Path.exists, targets):
+        shutil.copy2(target, kept)
+    try:
+        new = [target for target in targets if (beside / target.name).exists()]
+        for target in new:
+            os.replace(beside / target.name, target)
+        for target in targets:
+            if target not in new:
+                target.unlink(missing_ok=True)
+    except OSError:
+        for target in targets:
+            _restore(kept / target.name, target)
+        raise
+
+
+def _restore(kept: Path, target: Path) -> None:
+    with suppress(OSError):  # the fault that is reported is the first one
+        if kept.exists():
+            os.replace(kept, target)
+        else:
+            target.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from compiler.fused.cuda.description import Resources
 from hwmodel.errors import CompileError, Loc
 
-OLDEST, NEWEST = 70, 121
+GENERATIONS = (70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121)  # of GPUs, from Volta on
+_OPTION = Loc("--arch")
 _ARCH = re.compile(r"sm_(\d{2,3})[a-f]?")
 # FMA contraction stays on, as it is on CPUs; no fast math. 1046: a literal that f32 rounds, as it should.
 OPTIONS = ("-fmad=true", "--diag-suppress=1046", "-Xptxas", "-v")
@@ -28,10 +29,10 @@ def check_arch(arch: str) -> None:
     Raises: CompileError.
     """
     match = _ARCH.fullmatch(arch)
-    if match is None:
-        raise CompileError(f"{arch!r} is no GPU architecture", Loc("arch"), hint="sm_80 for A100, sm_90 for H100")
-    if not OLDEST <= int(match.group(1)) <= NEWEST:
-        raise CompileError(f"{arch} is outside sm_{OLDEST} to sm_{NEWEST}", Loc("arch"))
+    if match is None or int(match.group(1)) not in GENERATIONS:
+        known = ", ".join(f"sm_{number}" for number in GENERATIONS)
+        message = f"is {arch!r}, which is no GPU architecture that kernels are written for"
+        raise CompileError(message, _OPTION, hint=f"{known}; sm_80 is A100, sm_90 H100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Nvcc:
         if base not in known and arch not in known:
             raise CompileError(
                 f"nvcc {self.version()} makes no code for {arch}",
-                Loc("arch"),
+                _OPTION,
                 hint=f"it knows {', '.join(known)}; sm_70 and sm_72 need CUDA 12 or older",
             )
 

@@ -93,6 +93,36 @@ def test_layouts_of_weights(of_weight: str) -> None:
     assert differing(step(module, batch(), upstream), step(fused, batch(), upstream)) == []
 
 
+GRADIENT_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda grad: grad.t().contiguous().t(),
+    "strided": strided,
+    "expanded": lambda grad: grad[:1, :1].expand(grad.shape),
+}
+
+
+@pytest.mark.parametrize("of_grad", GRADIENT_LAYOUTS)
+@pytest.mark.parametrize("flatten", [True, False])
+def test_layouts_of_gradients_of_features(flatten: bool, of_grad: str) -> None:
+    """Spikes of one pixel, flattened, and spikes of features."""
+    lif = LIF(decay=0.5, threshold=1.0, timesteps=T)
+    layers = [nn.Conv2d(2, 4, (5, 4)), lif, nn.Flatten()] if flatten else [nn.Flatten(), nn.Linear(40, 4), lif]
+    module = on_grid(nn.Sequential(*layers))
+    fused = spikec.fuse(copy.deepcopy(module), batch(), T)
+    upstream = torch.randint(-2, 3, (T * 2, 4), generator=torch.Generator().manual_seed(1)).float()
+    upstream = GRADIENT_LAYOUTS[of_grad](upstream)
+    assert differing(step(module, batch(), upstream), step(fused, batch(), upstream)) == []
+
+
+def in_float16() -> Tensor:
+    with torch.autocast("cpu", dtype=torch.float16):
+        return ready()(batch())
+
+
+def of_one_value() -> Tensor:
+    module = nn.Sequential(nn.Conv2d(2, 4, (5, 4)), nn.BatchNorm2d(4), LIF(timesteps=1))
+    return spikec.fuse(module, batch(), 1)(batch()[:1])
+
+
 def ready() -> FusedModule:
     return spikec.fuse(network(), batch(), T)
 
@@ -100,6 +130,8 @@ def ready() -> FusedModule:
 CASES: dict[str, Callable[[], object]] = {
     "float64": lambda: ready()(batch().double()),
     "float16": lambda: ready()(batch().half()),
+    "autocast to float16": in_float16,
+    "a batch norm of one value": of_one_value,
     "int": lambda: ready()(batch().int()),
     "bool": lambda: ready()(batch() > 0),
     "complex": lambda: ready()(batch().cfloat()),

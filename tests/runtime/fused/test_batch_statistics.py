@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import spikec
 from frontends.nn import LIF
+from hwmodel.errors import CompileError
 from tests.runtime.fused.gradients import Step, double, margin, step, upstream_like
 from tests.runtime.fused.networks import SMOOTH, Network, Norm, T, networks
 
@@ -142,7 +143,7 @@ def freeze_second(module: nn.Module) -> None:
 def buffers_agree(first: nn.Module, second: nn.Module) -> None:
     """Means and variances are sums in another order: 1e-6 of values about 1."""
     want, got = dict(first.named_buffers()), dict(second.named_buffers())
-    assert want.keys() == got.keys()
+    assert want.keys() <= got.keys()  # constants of the graph are buffers too
     assert any(name.endswith("running_var") for name in want)
     for name, value in want.items():
         torch.testing.assert_close(
@@ -150,7 +151,11 @@ def buffers_agree(first: nn.Module, second: nn.Module) -> None:
         )
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"momentum": 0.5}], ids=["0.1", "average", "0.5"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": None}, {"momentum": 0.5}, {"momentum": 0.5, "affine": False}],
+    ids=["0.1", "average", "0.5", "without parameters"],
+)
 @pytest.mark.parametrize("prepare", [lambda module: None, freeze_second], ids=["all", "frozen"])
 def test_running_statistics(options: dict[str, object], prepare: Callable[[nn.Module], None]) -> None:
     """Over three steps in training with an evaluation between, then in evaluation mode."""
@@ -170,8 +175,33 @@ def test_running_statistics(options: dict[str, object], prepare: Callable[[nn.Mo
     assert tracked == {f"layers.{at}.num_batches_tracked": 0 if frozen and at == 4 else 3 for at in (1, 4, 9)}
 
 
-def test_one_value_per_channel_is_refused_or_as_in_torch() -> None:
-    """torch refuses batch statistics of a single value; with T steps there are T of them."""
+def behind_another(*tail: nn.Module) -> nn.Module:
+    """A batch norm of a single value behind one of nine."""
+    convolution = nn.Conv2d(2, 4, 3)
+    return nn.Sequential(
+        convolution, nn.BatchNorm2d(4), LIF(timesteps=1), nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3), *tail
+    )
+
+
+@pytest.mark.parametrize("tail", [[], [LIF(timesteps=1)]], ids=["torch", "stage"])
+def test_one_value_per_channel_is_refused(tail: list[nn.Module]) -> None:
+    """Before any statistics change; a frozen norm and evaluation mode take a single sample."""
+    torch.manual_seed(0)
+    fused = spikec.fuse(behind_another(*tail), torch.rand(2, 2, 5, 5), 1)
+    before = copy.deepcopy(fused.state_dict())
+    with pytest.raises(CompileError, match=r"^5: error: 5: the batch has a single value per channel"):
+        fused(torch.rand(1, 2, 5, 5))
+    assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
+    fused.get_submodule("5").eval()
+    fused(torch.rand(1, 2, 5, 5))
+    assert int(fused.state_dict()["1.num_batches_tracked"]) == 1
+    fused.train()
+    fused(torch.rand(2, 2, 5, 5))
+    assert all(bool(value.isfinite().all()) for value in fused.state_dict().values())
+
+
+def test_one_value_per_channel_and_step_is_as_in_torch() -> None:
+    """With T steps there are T of them."""
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), LIF(timesteps=T))
     x = torch.rand(T, 3)
     fused = spikec.fuse(copy.deepcopy(module), x, T)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,34 @@ from torch import Tensor, nn
 
 import spikec
 from tests.runtime.fused import distributed_worker
-from tests.runtime.fused.distributed_worker import SAMPLES, WORLD, T, images, network, train
+from tests.runtime.fused.distributed_worker import (
+    SAMPLES,
+    SYNCHRONISED,
+    WORLD,
+    Residual,
+    T,
+    images,
+    lone_value,
+    network,
+    train,
+)
 
 State = dict[str, Tensor]
+NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
+    "local": network,
+    "synchronised": network,
+    "residual": Residual,
+    "lone_value": lone_value,
+}
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, State]]:
     """By process, the state after training with statistics of its own and of both."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.save(spikec.fuse(network(), images(0).flatten(0, 1), T), folder / "fused.pt")
+    for name, build in NETWORKS.items():
+        given = images(0).flatten(0, 1) if build is network else images(0)[0]
+        torch.save(spikec.fuse(build(), given, 1 if build is lone_value else T), folder / f"{name}.pt")
     root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     workers = [
@@ -43,16 +62,21 @@ def close(got: State, want: State, names: list[str]) -> None:
         torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize("kind", ["local", "synchronised"])
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_processes_hold_the_same_parameters(states: list[dict[str, State]], kind: str) -> None:
     first, second = (state[kind] for state in states)
-    assert all(torch.equal(first[name], second[name]) for name, _ in network().named_parameters())
+    names = [name for name, _ in network().named_parameters()] if kind == "local" else list(first)
+    assert all(torch.equal(first[name], second[name]) for name in names)
 
 
-def test_synchronised_statistics_are_those_of_the_whole_batch(states: list[dict[str, State]]) -> None:
-    want = train(network(), 0, 1)
+@pytest.mark.parametrize("kind", SYNCHRONISED)
+def test_synchronised_statistics_are_those_of_the_whole_batch(states: list[dict[str, State]], kind: str) -> None:
+    """Those of the given network in one process."""
+    before = NETWORKS[kind]()
+    want = train(NETWORKS[kind](), 0, 1, **SYNCHRONISED[kind])  # type: ignore[arg-type]
+    assert not any(torch.equal(value, want[name]) for name, value in before.named_buffers())
     for state in states:
-        close(state["synchronised"], want, list(want))
+        close(state[kind], want, list(want))
 
 
 def test_local_statistics_are_averaged_gradients_of_halves(states: list[dict[str, State]]) -> None:

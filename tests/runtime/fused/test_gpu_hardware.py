@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +14,13 @@ import spikec
 from compiler.fused.cuda.description import CudaLayer
 from compiler.fused.population import Norm
 from frontends.nn import LIF
+from hwmodel.errors import CompileError
 from runtime.fused.arena import Arena
 from runtime.fused.cpu_kernels import LAUNCHES
 from runtime.fused.gpu_neurons import GpuNeuronsRun
 from runtime.fused.module import FusedModule
 from runtime.fused.neurons import NeuronsRun
-from runtime.fused.packing import pack
+from runtime.fused.packing import pack, pack_by_torch
 from tests.runtime.fused.gradients import Step, differing, step, upstream_like
 from tests.runtime.fused.networks import T
 from tests.runtime.fused.test_exact_gradients import CASES, on_grid
@@ -30,7 +28,6 @@ from tests.runtime.fused.test_gpu_neurons import NEAR, Pass, assert_near, both_p
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
-ROOT = Path(__file__).resolve().parents[3]
 DEVICE = torch.device("cuda", 0)
 
 
@@ -168,22 +165,32 @@ def test_spikes_kept_as_bits() -> None:
     assert differing(on_cpu(want), on_cpu(got)) == []
 
 
-def test_values_that_are_no_spikes_stop_the_process() -> None:
-    """The device asserts: the process can do nothing more on it, so that another one tries."""
-    code = (
-        "import torch; from runtime.fused.arena import Arena; from runtime.fused.packing import pack;"
-        "pack(torch.full((8, 2), 0.5, device='cuda'), Arena(), 'stage'); torch.cuda.synchronize()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "device-side assert" in done.stderr
+def test_values_that_are_no_spikes_are_refused() -> None:
+    """As on the CPU, and the device can be used afterwards."""
+    spikes = (torch.rand(64, 5, device=DEVICE) < 0.5).float()
+    with pytest.raises(CompileError, match="stage: error: the input holds values beside 0 and 1"):
+        pack(spikes / 2, Arena(), "stage")
+    assert torch.equal(pack(spikes, Arena(), "stage").cpu(), pack(spikes.cpu(), Arena(), "stage"))
 
 
-def test_bits_are_made_without_waiting() -> None:
+def test_bits_are_made_with_one_wait() -> None:
+    """The check's alone."""
     spikes = (torch.rand(64, 5, device=DEVICE) < 0.5).float()
     with no_waiting():
-        bits = pack(spikes, Arena(), "stage")
-    assert bits.device == DEVICE
+        with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
+            pack(spikes, Arena(), "stage")
+        assert pack_by_torch(spikes.view(-1)).device == DEVICE
+
+
+def test_bits_are_made_in_a_graph() -> None:
+    given = torch.zeros(64, 5, device=DEVICE)
+    pack(given, Arena(), "stage")
+    graph, spikes = torch.cuda.CUDAGraph(), (torch.rand(64, 5, device=DEVICE) < 0.5).float()
+    with torch.cuda.graph(graph):
+        bits = pack(given, Arena(), "stage")
+    given.copy_(spikes)
+    graph.replay()
+    assert torch.equal(bits.cpu(), pack(spikes.cpu(), Arena(), "stage"))
 
 
 def test_captured_in_a_graph() -> None:

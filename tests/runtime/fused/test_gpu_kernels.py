@@ -24,8 +24,9 @@ from compiler.fused.cuda.toolchain import Nvcc
 from compiler.fused.gpu_launch import Extents, GpuKernel, GpuSchedule, schedule_for
 from compiler.fused.population import Norm, Population
 from hwmodel.errors import CompileError
+from hwmodel.folders import VARIABLE
 from runtime.fused.cuda_loader import CudaKernels
-from runtime.fused.gpu_kernels import CACHE, FOLDERS, compiled_before, compiled_here, launch_on_gpu
+from runtime.fused.gpu_kernels import FOLDERS, compiled_before, compiled_here, launch_on_gpu
 from tests.compiler.fused.cuda.cases import extents, population
 
 NEURONS, SCHEDULE = population(4), GpuSchedule(tile=16)
@@ -258,7 +259,7 @@ def test_launches_on_the_current_stream(
     fake: FakeNvcc, loaded: list[FakeKernels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Nvcc, "find", fake.find)
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(FOLDERS, raising=False)
     launch_one(NEURONS, GpuKernel.FORWARD)
     launch_one(replace(NEURONS, norm=Norm.RUNNING), GpuKernel.GRADIENT)  # evaluation has the same binary

@@ -22,10 +22,12 @@ from compiler.fused.cuda.description import CudaLayer
 from compiler.fused.gpu_launch import GpuKernel
 from compiler.fused.population import PER_CHANNEL, Activation, Norm, Population
 from frontends.nn import LIF
+from hwmodel.errors import CompileError
+from runtime.fused.arena import Arena
 from runtime.fused.cpu_kernels import LAUNCHES
 from runtime.fused.gpu_neurons import GpuNeuronsRun
 from runtime.fused.neurons import AllReduce, MakeRun, NeuronsRun, Norming, Run
-from runtime.fused.packing import expand_by_torch, pack_by_torch
+from runtime.fused.packing import expand_by_torch, pack, pack_by_torch
 from tests.compiler.fused.cuda.cases import LAYERS, extents, population
 from tests.runtime.fused.gpu_on_cpu import CpuLaunch
 from tests.runtime.fused.gradients import step, upstream_like
@@ -329,3 +331,21 @@ def test_bits_on_any_device(count: int, rate: float, dtype: torch.dtype, seed: i
     values = torch.full((count,), torch.nan, dtype=dtype)
     expand_by_torch(bits, values)
     assert torch.equal(values, spikes)
+
+
+class OnGpu(Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0, -1.0, float("nan")])
+def test_values_that_are_no_spikes_are_refused_on_a_gpu_too(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    bits = pack(spikes.as_subclass(OnGpu), Arena(), "stage")
+    assert bits.tolist() == [0b0110]
+    spikes[1, 0] = value
+    for x in (spikes, spikes.as_subclass(OnGpu)):
+        with pytest.raises(CompileError, match="stage: error: the input holds values beside 0 and 1"):
+            pack(x, Arena(), "stage")

@@ -28,6 +28,13 @@ def normed() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), LIF(timesteps=T), nn.Conv2d(5, 4, 3))
 
 
+def without_parameters() -> nn.Module:
+    """Batch norms whose weight and bias are constants."""
+    norm, last = nn.BatchNorm2d(5, affine=False), nn.BatchNorm2d(4, affine=False)
+    layers = [nn.Conv2d(2, 5, 3, padding=1, bias=False), norm, LIF(timesteps=T), nn.Conv2d(5, 4, 3, bias=False)]
+    return nn.Sequential(*layers, last)
+
+
 def frozen() -> nn.Module:
     module = normed()
     module[1].eval()  # type: ignore[operator]
@@ -125,7 +132,7 @@ def test_opcheck_backward(make: Callable[[], nn.Module], need_x: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [normed, pooled, Repeated])
+@pytest.mark.parametrize("make", [normed, pooled, Repeated, without_parameters])
 def test_compiled_module(make: Callable[[], nn.Module], backend: str) -> None:
     module, x = build(make)
     fused = spikec.fuse(module, x, T)

@@ -102,7 +102,7 @@ def test_equal_steps_allocate_nothing_more(passes: Passes) -> None:
     _, fused = pair()
     for _ in range(1 if passes is plain else 4):
         passes(fused)
-        fused.zero_grad()  # of a batch norm, they lie in scratch memory too
+        fused.zero_grad()
     grown, size = fused._arena.growths, fused._arena.size_bytes
     with patch.object(arena, "_memory", side_effect=AssertionError("scratch memory was allocated")):
         for _ in range(3):
@@ -111,11 +111,18 @@ def test_equal_steps_allocate_nothing_more(passes: Passes) -> None:
     assert (fused._arena.growths, fused._arena.size_bytes) == (grown, size)
 
 
-def test_kept_gradients_grow_once() -> None:
-    """Gradients accumulate in what the first pass gave, which is then missing in the second."""
+def test_gradients_of_parameters_lie_outside() -> None:
+    """Whoever keeps them keeps no scratch memory."""
     _, fused = pair()
-    for _ in range(2):
-        loss(fused).backward()
+    loss(fused).backward()
+    blocks = [block.memory for block in (fused._arena._planned, *fused._arena._spare)]
+    assert max(block.nbytes for block in blocks) > 0
+    for name, parameter in fused.named_parameters():
+        assert parameter.grad is not None
+        first = parameter.grad.untyped_storage().data_ptr()
+        last = first + parameter.grad.untyped_storage().nbytes()
+        for block in blocks:
+            assert last <= block.ctypes.data or block.ctypes.data + block.nbytes <= first, name
     grown = fused._arena.growths
     for _ in range(3):
         loss(fused).backward()
@@ -196,3 +203,26 @@ def test_threads_share_a_module() -> None:
     for thread in threads:
         thread.join()
     assert all(torch.equal(got[seed], value) for seed, value in enumerate(want))
+
+
+def test_kept_outputs_do_not_hold_scratch_memory() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(1, 64, 3, padding=1), LIF(), nn.Conv2d(64, 4, 3, padding=1), LIF())
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.layers[1](self.layers[0](x.flatten(0, 1)).view(2, -1, 64, 8, 8))
+            spikes: Tensor = self.layers[3](self.layers[2](first.flatten(0, 1)).view(2, -1, 4, 8, 8))
+            return spikes
+
+    fused = spikec.fuse(Network(), torch.rand(2, 3, 1, 8, 8), 2)
+    with torch.no_grad():
+        kept = [fused(torch.rand(2, 3, 1, 8, 8)) for _ in range(2)]
+        size, growths = fused._arena.size_bytes, fused._arena.growths
+        kept += [fused(torch.rand(2, 3, 1, 8, 8)) for _ in range(20)]
+    assert (fused._arena.size_bytes, fused._arena.growths) == (size, growths)
+    assert len({output.data_ptr() for output in kept}) == len(kept)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from compiler.ir.ops import BatchNorm, Lif
 from hwmodel.config import load_config
+from hwmodel.errors import CompileError
 from hwmodel.gpus import gpu_table
 from spikec.reproduce import fused as rows_of_fused
+from spikec.reproduce import fused_measure
 from spikec.reproduce.collect import collect_rows
 from spikec.reproduce.facts import Kind, Row, load_facts
 from spikec.reproduce.fused import Case, fused_rows, network_of
 from spikec.reproduce.fused_measure import MeasuredSetting, MeasuredStep, measure
-from tests.spikec.command import result, spikec
+from tests.spikec.command import refusal, result, spikec
 
 GROUPS = ("figure-4.2", "figure-4.6", "figure-4.7", "figure-4.8", "figure-4.9")
 
@@ -132,6 +137,47 @@ def test_a_step_is_measured_in_a_process_of_its_own(fused: bool) -> None:
     step = measure(setting)
     assert 0 < step.step_s < 60
     assert step.peak_bytes > 0
+
+
+ABSENT = MeasuredSetting(network="absent", batch_norm=True, timesteps=2, batch=2, fused=False)
+REFUSED = "absent: error: a training step cannot be measured on this CPU: "
+HINT = "\n  hint: --no-simulated leaves out what is measured"
+
+
+def test_a_measurement_that_fails_is_refused_with_its_last_line() -> None:
+    with pytest.raises(CompileError) as caught:
+        measure(ABSENT)
+    assert str(caught.value).startswith(REFUSED)
+    assert "zoo:absent: error: is no network of the zoo" in str(caught.value)
+    assert str(caught.value).endswith(HINT)
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "why"),
+    [
+        (1, "Traceback\n  File\nMemoryError: 8 GiB\n\n", "MemoryError: 8 GiB"),
+        (
+            1,
+            "Traceback\n  File\nCompileError: net: error: is wrong\n  hint: right\n",
+            "CompileError: net: error: is wrong",
+        ),
+        (3, "", "exit code 3"),
+        (-9, "", "signal 9 ended the process"),
+    ],
+)
+def test_how_a_measurement_failed(code: int, stderr: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], code, "", stderr)
+    monkeypatch.setattr(fused_measure, "subprocess", SimpleNamespace(run=lambda *_, **__: done))
+    with pytest.raises(CompileError) as caught:
+        measure(ABSENT)
+    assert str(caught.value) == REFUSED + why + HINT
+
+
+def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fused_measure, "_CLEAR_REFS", tmp_path / "clear_refs")
+    message = refusal("reproduce", "figure-4.6.speedup")
+    assert message.startswith("cifar-small: error: a training step cannot be measured on this CPU: there is no ")
+    assert message.endswith(HINT + "\n")
 
 
 def test_the_command_marks_predictions() -> None:

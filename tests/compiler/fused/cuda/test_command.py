@@ -54,7 +54,7 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"arch": "sm80"}, "'sm80' is no GPU architecture"), ({"batch": 0}, "batch is 0, must be at least 1")],
+    [({"arch": "sm80"}, "--arch: error: is 'sm80', which is no GPU"), ({"batch": 0}, "batch is 0, must be at least 1")],
 )
 def test_refusals(fields: dict[str, object], message: str, tmp_path: Path) -> None:
     out = tmp_path / "out"

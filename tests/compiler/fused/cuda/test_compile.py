@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.fused.cuda.compile import compile_cuda, compile_layers, manifest_file
-from compiler.fused.cuda.description import CudaReport
+from compiler.fused.cuda.description import CudaReport, Resources
 from compiler.fused.cuda.layers import bytes_moved, in_evaluation
 from compiler.fused.cuda.manifest import manifest_text, read_manifest
 from compiler.fused.cuda.toolchain import Nvcc
@@ -97,6 +101,73 @@ def test_nothing_is_half_written(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     assert (old / "net.sm_80.json").read_text() == "older"
     assert len(list(old.iterdir())) == 1
+
+
+class _Making(_Failing):
+    """Writes any binary; the kernels take no registers."""
+
+    def compile(self, source: Path, binary: Path, arch: str) -> dict[str, Resources]:
+        binary.write_text("new")
+        found = re.findall(r"__launch_bounds__\(\d+\) (\w+)\(", source.read_text())
+        return {name: Resources(registers=0, spill_bytes=0, stack_bytes=0, shared_bytes=0) for name in found}
+
+
+NAMES = tuple(f"net.sm_80.{suffix}" for suffix in ("cu", "fatbin", "json"))
+
+
+def folder_of(texts: Mapping[str, str], folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def texts_in(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("way", NAMES)
+def test_a_folder_in_the_way_of_a_file(way: str, tmp_path: Path) -> None:
+    old = {name: "older" for name in NAMES if name != way}
+    out = folder_of(old, tmp_path / "out")
+    (out / way).mkdir()
+    with pytest.raises(CompileError, match=rf"{way}: error: is a folder.*\n  hint: "):
+        compile_layers("net", LAYERS[:1], "sm_80", out, nvcc=_Making("nvcc"))
+    assert texts_in(out) == old
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@given(old=st.sets(st.sampled_from(NAMES)), fails_at=st.integers(0, 2))
+@settings(max_examples=24, deadline=None)
+def test_a_move_that_fails_leaves_the_old_files(
+    old: set[str], fails_at: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    out = folder_of(dict.fromkeys(old, "older"), tmp_path_factory.mktemp("out"))
+    moves = 0
+
+    def failing(source: Path, target: Path) -> None:
+        nonlocal moves
+        moves += 1
+        if moves == fails_at + 1:
+            raise OSError(errno.EIO, "Input/output error")
+        source.rename(target)
+
+    with (
+        patch("compiler.fused.cuda.compile.os.replace", failing),
+        pytest.raises(CompileError, match="cannot write the kernels: Input"),
+    ):
+        compile_layers("net", LAYERS[:1], "sm_80", out, nvcc=_Making("nvcc"))
+    assert texts_in(out) == dict.fromkeys(old, "older")
+
+
+def test_no_old_binary_beside_a_manifest_without_one(tmp_path: Path) -> None:
+    other = {"other.sm_80.fatbin": "other", "net.sm_90.fatbin": "other"}
+    folder_of(other | {"net.sm_80.fatbin": "older"}, tmp_path)
+    compile_layers("net", LAYERS[:1], "sm_80", tmp_path, nvcc=_Making("nvcc"))
+    assert (tmp_path / "net.sm_80.fatbin").read_text() == "new"
+    report = compile_layers("net", LAYERS[:1], "sm_80", tmp_path, nvcc=None)
+    assert read_manifest(manifest_file(report, tmp_path)).binary is None
+    assert texts_in(tmp_path).keys() == {"net.sm_80.cu", "net.sm_80.json", *other}
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

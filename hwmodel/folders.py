@@ -1,4 +1,4 @@
-"""Where downloads and trained networks are kept between runs."""
+"""Where downloads, trained networks and compiled kernels are kept between runs."""
 
 from __future__ import annotations
 
