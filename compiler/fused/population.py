@@ -109,8 +109,10 @@ class Population:
     activation: Activation = Activation.F32
 
     def __post_init__(self) -> None:
-        assert self.timesteps >= 1
-        assert 0 < self.surrogate.width < math.inf
+        if self.timesteps < 1:
+            raise ValueError(f"timesteps is {self.timesteps}, must be at least 1")
+        if not 0 < self.surrogate.width < math.inf:
+            raise ValueError(f"surrogate width is {self.surrogate.width}, must be positive and finite")
 
     @property
     def delayed(self) -> bool:
