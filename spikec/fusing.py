@@ -58,9 +58,6 @@ def fuse(
     _check_dropout(module)
     plan = plan_stages(imported.graph)
     paths = _paths(module, plan)
-    for weight in module.parameters():
-        if weight.ndim == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     keep_buffers()
     orders = _orders(plan, imported.input.extents.samples, choice)
     return FusedModule(module, plan, paths, interface=_interface(imported), orders=orders)

@@ -104,6 +104,9 @@ class FusedModule(nn.Module):
         self._scratch = {step.spikes for step in plan.steps if isinstance(step, Stage) and step.spikes is not None}
         self._paths = {**paths, **_constants(self, plan, set(paths), _device(source))}
         _adopt(self, source, plan.network)
+        for weight in self.parameters():
+            if weight.ndim == 4:  # as the stages' maps; torch would otherwise turn it around at each call
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
         """first_sample: index of the batch's first sample, on which and on the seed Bernoulli draws depend."""

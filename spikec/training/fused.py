@@ -34,9 +34,6 @@ def fused(module: GraphModule, graph: Graph, group: str = "") -> FusedModule:
     """The module that `to_torch` made of the graph, in stages; weights of convolutions get their channels last."""
     names = {id(tensor): path for path, tensor in (*module.named_parameters(), *module.named_buffers())}
     paths = {name: names[id(tensor)] for name, tensor in module.arrays().items()}
-    for weight in module.parameters():
-        if weight.ndim == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     made = FusedModule(module, plan_stages(graph), paths)
     made.process_group = group
     return made
