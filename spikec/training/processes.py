@@ -14,6 +14,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# before any group exists: its functions' defaults would hold the group, and its threads, to the end of the process,
+# where a thread that needs the interpreter once more aborts it
+import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
