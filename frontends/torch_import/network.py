@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from compiler.ir import Graph, Loc, Node, Param
 from compiler.ir.ops import Array, Op
+from frontends.torch_import.adapters import Neuron
 from frontends.torch_import.axes import Layout, Value
-from frontends.torch_import.neurons import Neuron
 from frontends.torch_import.trace import Call, Trace
 
 

@@ -10,6 +10,7 @@ import torch
 
 from compiler.ir import Encoding, Reading
 from compiler.ir.ops import Add, Encode, Flatten, Readout, Scale
+from frontends.torch_import.adapters import Expects
 from frontends.torch_import.axes import Lead, Value
 from frontends.torch_import.layers import (
     adaptive_avg_pool,
@@ -22,7 +23,6 @@ from frontends.torch_import.layers import (
     mean_over_space,
 )
 from frontends.torch_import.network import Constant, Network, Operand
-from frontends.torch_import.neurons import Expects
 from frontends.torch_import.trace import Call
 
 BIAS = "put it into the bias of a convolution or linear layer"

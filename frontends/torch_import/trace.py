@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 
 from compiler.ir import CompileError, Loc
-from frontends.torch_import.neurons import Neuron, opaque_copy
+from frontends.torch_import.adapters import Neuron
+from frontends.torch_import.neurons import opaque_copy
 from frontends.torch_import.state import StateWatch
 
 _NO_STATE = "neurons take the whole sequence in one call, as spikec.nn.LIF does"
