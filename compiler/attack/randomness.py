@@ -1,0 +1,34 @@
+"""Random numbers of an attack: each sample has its own, whatever batch it is attacked in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What draws are for; each has its own streams."""
+
+    ENCODE = 0  # Bernoulli codes of an attack; those of its step 0 are the codes that the graph's own seed gives
+    SAMPLE = 1  # which gradients pass (equation 5.5)
+    FLIP = 2  # which spikes are flipped where the gradient vanishes (equation 5.8)
+    FRESH = 3  # Bernoulli codes that a finished example is judged by
+
+
+def uniform_draws(
+    seed: int, purpose: Purpose, samples: Sequence[int], steps: Sequence[int], shape: Sequence[int]
+) -> Tensor:
+    """Uniform draws in [0, 1), f32, that depend on nothing but seed, purpose, sample and step.
+
+    samples, steps: the index of each sample, and the iteration that it is in.
+    Shapes: shape is (T, ...) of one sample, the result (T, N, ...).
+    """
+    draws = np.empty((shape[0], len(samples), *shape[1:]), np.float32)
+    for n, (sample, step) in enumerate(zip(samples, steps, strict=True)):
+        stream = np.random.Generator(np.random.Philox(key=seed, counter=[0, step, int(purpose), sample]))
+        draws[:, n] = stream.random(tuple(shape), np.float32)
+    return torch.from_numpy(draws)
