@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,13 +11,12 @@ from torch import Tensor
 
 from compiler.attack.goal import succeeds, wins
 from compiler.attack.inputs import Attackable, Batch, attackable
+from compiler.attack.lanes import Lanes
 from compiler.attack.perturbation import perturbation
 from compiler.attack.settings import Case, Floats, Outcome, Settings, Status
 from compiler.attack.spike_gradients import vanishes
-from compiler.attack.victim import BLOCK, Victim
+from compiler.attack.victim import Victim
 from compiler.ir import CompileError, DType
-
-LANES = 4  # blocks at once: few places stay empty when samples leave
 
 
 @dataclass(slots=True)
@@ -48,10 +46,10 @@ def attack(victim: Victim, cases: Iterable[Case], settings: Settings) -> Iterato
     Source: algorithm 5.
     """
     kind = attackable(victim, settings)
-    queue = _Queue(_checked(case, victim) for case in cases)
+    queue = Lanes((_checked(case, victim) for case in cases), lambda case: case.sample)
     slots: list[_Slot] = []
     while True:
-        slots += queue.fill({slot.place for slot in slots})
+        slots += [_Slot(case, place, torch.from_numpy(case.x.copy())) for place, case in queue.fill(_taken(slots))]
         if not slots:
             return
         seen = kind.seen(_batch(slots, kind.axis))
@@ -66,30 +64,8 @@ def attack(victim: Victim, cases: Iterable[Case], settings: Settings) -> Iterato
             _advance(victim, kind, slots, seen.index_select(int(victim.has_time), torch.tensor(going)), settings)
 
 
-class _Queue:
-    """Cases that wait for one of their places: a sample's place in a block always is that of its index."""
-
-    def __init__(self, cases: Iterator[Case]) -> None:
-        self._cases = cases
-        self._waiting: list[deque[Case]] = [deque() for _ in range(BLOCK)]
-
-    def fill(self, taken: set[int]) -> list[_Slot]:
-        """Samples for the places that are free."""
-        slots = []
-        for place in range(LANES * BLOCK):
-            case = None if place in taken else self._next(place % BLOCK)
-            if case is not None:
-                slots.append(_Slot(case, place, torch.from_numpy(case.x.copy())))
-        return slots
-
-    def _next(self, residue: int) -> Case | None:
-        own = self._waiting[residue]
-        while not own:
-            case = next(self._cases, None)
-            if case is None:
-                return None
-            self._waiting[case.sample % BLOCK].append(case)
-        return own.popleft()
+def _taken(slots: list[_Slot]) -> set[int]:
+    return {slot.place for slot in slots}
 
 
 def _advance(victim: Victim, kind: Attackable, slots: list[_Slot], seen: Tensor, settings: Settings) -> None:

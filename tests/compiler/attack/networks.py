@@ -15,11 +15,16 @@ from tests.strategies import networks
 
 
 @st.composite
-def victims(draw: st.DrawFn, encodings: Sequence[Encoding] = (Encoding.DIRECT, Encoding.BERNOULLI)) -> Graph:
-    """Classifiers, taking spikes or images."""
+def victims(
+    draw: st.DrawFn,
+    encodings: Sequence[Encoding] = (Encoding.DIRECT, Encoding.BERNOULLI),
+    image_input: bool | None = None,
+) -> Graph:
+    """Classifiers, taking spikes or images; image_input None is either."""
     graph = draw(
         networks(
             dyadic=False,
+            image_input=image_input,
             encodings=list(encodings),
             residual=True,
             max_size=6,
