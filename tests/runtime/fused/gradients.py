@@ -75,6 +75,7 @@ class Margin:
 
     nearest: float = float("inf")
     spikes: list[Tensor] = field(default_factory=list)
+    membranes: list[Tensor] = field(default_factory=list)
 
     def apply(self, m: Tensor, threshold: float | Tensor, compare: Compare, surrogate: Surrogate) -> Tensor:
         u = (m - threshold).detach()
@@ -84,7 +85,13 @@ class Margin:
         self.nearest = min(self.nearest, *(float(distance.min()) for distance in distances))
         result: Tensor = _FIRE.apply(m, threshold, compare, surrogate)
         self.spikes.append(result.detach())
+        self.membranes.append(m.detach())
         return result
+
+    def distance(self, other: Margin) -> float:
+        """How far membrane potentials of another pass lie from this one's at most."""
+        pairs = zip(self.membranes, other.membranes, strict=True)
+        return max((float((one - two).abs().max()) for one, two in pairs), default=0.0)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +19,8 @@ from hwmodel.errors import CompileError
 from tests.runtime.fused.gradients import Step, double, margin, step, upstream_like
 from tests.runtime.fused.networks import SMOOTH, Network, Norm, T, networks
 
-# Membranes of both f32 passes stay this near to those of f64: below 10, a dozen roundings per layer, four layers.
-SAME_SPIKES = 1e-4
+CERTAIN = 32  # times as far as f32 moves torch's membranes, and ours round as often
+QUANTILES = (0.5, 0.75, 0.9)  # of many errors; the largest of a handful is one draw of noise
 ULP = torch.finfo(torch.float32).eps
 
 
@@ -55,39 +57,66 @@ def error(found: Step, exact: Step, name: str) -> float:
     return float((got - want).abs().max())
 
 
-def check(network: Network, seed: int) -> bool:
-    """Whether all spikes are certain to agree; if so, gradients and outputs must."""
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Of one gradient against f64, in ulps of its largest value and of the terms that it adds up.
+
+    torch: of the given module with the channels last in memory, as the fused one has them.
+    """
+
+    ours: float
+    torch: float
+
+
+def check(network: Network, seed: int) -> list[Errors]:
+    """Each gradient's errors; none unless all spikes are certain to agree."""
     upstream = upstream_like(network.module, network.x, seed)
     with margin() as seen:
         exact = step(double(network.module), network.x.double(), upstream)
-    if seen.nearest < SAME_SPIKES:
-        return False
-    scales = summed_terms(double(network.module), network.x.double(), upstream)
-    theirs = step(copy.deepcopy(network.module), network.x, upstream)
+    with margin() as rounded:
+        theirs = step(copy.deepcopy(network.module), network.x, upstream)
     # torch's batch norm rounds more with the channels last, as the fused module calls it where no neurons follow
-    last = step(copy.deepcopy(network.module).to(memory_format=torch.channels_last), network.x, upstream)
+    with margin() as rounded_last:
+        last = step(copy.deepcopy(network.module).to(memory_format=torch.channels_last), network.x, upstream)
+    if seen.nearest < CERTAIN * max(seen.distance(rounded), seen.distance(rounded_last)):
+        return []
+    scales = summed_terms(double(network.module), network.x.double(), upstream)
     fused = spikec.fuse(copy.deepcopy(network.module), network.x, T)
     ours = step(fused, network.x, upstream)
     torch.testing.assert_close(ours.y, theirs.y, rtol=1e-4, atol=1e-4)  # of the same spikes: rounding of 4 layers
+    found = []
     for name, want in exact.grads.items():
-        # A few roundings of the largest value; of a sum that a batch norm cancels, of its terms. The largest error of
-        # a handful of values is one draw of noise, and of two such draws one may be a multiple of the other.
-        floor = ULP * (32 * float(want.abs().max()) + 2 * scales.get(name, 0.0))  # type: ignore[union-attr]
-        limit = 8 * max(error(theirs, exact, name), error(last, exact, name)) + floor
+        assert want is not None
+        largest, terms = float(want.abs().max()), scales.get(name, 0.0)
+        # a single gradient is one draw of noise: this limit is for faults, and `check_many` for how exact they are
+        floor = ULP * (256 * largest + 8 * terms)
+        limit = 32 * max(error(theirs, exact, name), error(last, exact, name)) + floor
         assert error(ours, exact, name) <= limit, name
-    return True
+        if largest > 0.0:
+            unit = ULP * (largest + terms)
+            found.append(Errors(error(ours, exact, name) / unit, error(last, exact, name) / unit))
+    return found
+
+
+def check_many(draws: list[list[Errors]]) -> None:
+    """Enough draws count, and over them gradients are no further from f64 than twice torch's."""
+    assert sum(bool(draw) for draw in draws) > 0.4 * len(draws)
+    errors = [error for draw in draws for error in draw]
+    ours = np.quantile([error.ours for error in errors], QUANTILES)
+    theirs = np.quantile([error.torch for error in errors], QUANTILES)
+    assert (ours <= 2 * theirs).all(), (ours, theirs)
 
 
 def test_random_networks() -> None:
-    same = []
+    draws: list[list[Errors]] = []
 
     @settings(max_examples=16, deadline=None, derandomize=True)  # rounding has tails; the slow test draws anew
     @given(networks(norm=Norm.BATCH, neurons=NEURONS), st.integers(0, 2**16))
     def run(network: Network, seed: int) -> None:
-        same.append(check(network, seed))
+        draws.append(check(network, seed))
 
     run()
-    assert sum(same) > 0.4 * len(same)
+    check_many(draws)
 
 
 NEURONS = {name: SMOOTH[name] for name in ("rectangle", "sigmoid", "triangle", "superspike")}
@@ -95,15 +124,15 @@ NEURONS = {name: SMOOTH[name] for name in ("rectangle", "sigmoid", "triangle", "
 
 @pytest.mark.slow
 def test_random_networks_with_all_surrogates() -> None:
-    same = []
+    draws: list[list[Errors]] = []
 
     @settings(max_examples=150, deadline=None)
     @given(networks(norm=Norm.BATCH, neurons=SMOOTH, batches=6), st.integers(0, 2**16))
     def run(network: Network, seed: int) -> None:
-        same.append(check(network, seed))
+        draws.append(check(network, seed))
 
     run()
-    assert sum(same) > 0.4 * len(same)
+    check_many(draws)
 
 
 def with_norms(**options: object) -> nn.Module:
