@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
@@ -24,6 +21,7 @@ from hwmodel.header_fields import choice, count, flag, integer, only_fields, pai
 from hwmodel.isa import Instruction, Queue
 from hwmodel.program import F16, Format, Host, Layer, NeuronFacts, Phase, Program, Role, Tensor
 from hwmodel.training_header import TRAINING_PHASES, check_training, training_from, training_header
+from hwmodel.whole_files import write_whole
 
 FORMAT_VERSION = "3"
 _KEY = "spikec.h2l"  # the only key: safetensors writes several in random order
@@ -36,7 +34,6 @@ def save_program(program: Program, path: Path) -> None:
 
     Raises: CompileError if the file cannot be written; nothing is left behind.
     """
-    loc = Loc(str(path))
     header = {
         "version": FORMAT_VERSION,
         "name": program.name,
@@ -56,16 +53,7 @@ def save_program(program: Program, path: Path) -> None:
     }
     arrays |= {f"{_CONSTANT}{name}": np.ascontiguousarray(array) for name, array in program.constants.items()}
     content = save(arrays, {_KEY: json.dumps(header, sort_keys=True)})
-    partial = path.parent / f".{uuid.uuid4().hex}.part"
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except (OSError, ValueError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else str(fault)
-        raise CompileError(f"cannot write the program: {reason}", loc) from fault
-    finally:
-        with contextlib.suppress(OSError, ValueError):  # gone when replaced, or never made
-            partial.unlink()
+    write_whole(path, content, example="net.h2l")
 
 
 def load_program(path: Path) -> Program:

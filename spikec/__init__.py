@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from compiler.ir.file import load_graph, save_graph
     from compiler.ir.text import parse_graph, print_graph
     from compiler.losses import Loss
+    from frontends.ann import Converted, convert_ann
+    from frontends.findings import Finding, Ground, ImportedFile
+    from frontends.from_nir import load_nir
+    from frontends.from_onnx import load_onnx
     from frontends.from_torch import from_torch
+    from frontends.to_nir import to_nir
+    from frontends.to_onnx import to_onnx
     from frontends.to_torch import to_torch
     from hwmodel.config import H2LearnConfig, load_config
     from hwmodel.program import Program
@@ -28,16 +34,20 @@ if TYPE_CHECKING:
     from runtime.training_session import StepReport, TrainingSession
     from spikec.fusing import fuse
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOMES = {
     "CompileError": "compiler.ir",
     "Compiled": "compiler.h2learn.compile",
     "CompiledTraining": "compiler.h2learn.compile_training",
+    "Converted": "frontends.ann",
     "Descent": "compiler.h2learn.emit_sgd",
     "Evaluation": "compiler.evaluate",
+    "Finding": "frontends.findings",
     "Graph": "compiler.ir",
+    "Ground": "frontends.findings",
     "H2LearnConfig": "hwmodel.config",
+    "ImportedFile": "frontends.findings",
     "KeepAll": "compiler.differentiate",
     "KeepCompressed": "compiler.differentiate",
     "Loc": "compiler.ir",
@@ -49,6 +59,7 @@ _HOMES = {
     "TrainingSession": "runtime.training_session",
     "compile_inference": "compiler.h2learn.compile",
     "compile_training": "compiler.h2learn.compile_training",
+    "convert_ann": "frontends.ann",
     "differentiate": "compiler.differentiate",
     "engines_for": "runtime.session",
     "evaluate": "compiler.evaluate",
@@ -58,6 +69,8 @@ _HOMES = {
     "golden": "runtime.engines",
     "load_config": "hwmodel.config",
     "load_graph": "compiler.ir.file",
+    "load_nir": "frontends.from_nir",
+    "load_onnx": "frontends.from_onnx",
     "load_program": "hwmodel.program_file",
     "parse_graph": "compiler.ir.text",
     "print_graph": "compiler.ir.text",
@@ -66,6 +79,8 @@ _HOMES = {
     "run_training": "compiler.differentiate",
     "save_graph": "compiler.ir.file",
     "save_program": "hwmodel.program_file",
+    "to_nir": "frontends.to_nir",
+    "to_onnx": "frontends.to_onnx",
     "to_torch": "frontends.to_torch",
 }
 
@@ -73,10 +88,14 @@ __all__ = [
     "CompileError",
     "Compiled",
     "CompiledTraining",
+    "Converted",
     "Descent",
     "Evaluation",
+    "Finding",
     "Graph",
+    "Ground",
     "H2LearnConfig",
+    "ImportedFile",
     "KeepAll",
     "KeepCompressed",
     "Loc",
@@ -88,6 +107,7 @@ __all__ = [
     "TrainingSession",
     "compile_inference",
     "compile_training",
+    "convert_ann",
     "differentiate",
     "engines_for",
     "evaluate",
@@ -97,6 +117,8 @@ __all__ = [
     "golden",
     "load_config",
     "load_graph",
+    "load_nir",
+    "load_onnx",
     "load_program",
     "parse_graph",
     "print_graph",
@@ -105,6 +127,8 @@ __all__ = [
     "run_training",
     "save_graph",
     "save_program",
+    "to_nir",
+    "to_onnx",
     "to_torch",
 ]
 

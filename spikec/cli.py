@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from hwmodel.errors import CompileError
+from spikec.cli_exchange import export_network, import_network
+from spikec.cli_options import JsonOption, ModelArgument, SeedOption
 from spikec.commands.target import Target, check_target, given_options
 
 app = typer.Typer(
@@ -21,10 +23,6 @@ app = typer.Typer(
 )
 
 BAD_INPUT = 2
-
-ModelArgument = Annotated[str, typer.Argument(help="zoo:NAME, zoo:NAME@DATA, FILE.spk or module:function")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-SeedOption = Annotated[int, typer.Option(help="seed of initial weights, training and encodings")]
 ConfigOption = Annotated[str, typer.Option(help="preset name or FILE.toml")]
 
 
@@ -48,6 +46,13 @@ class TrainBackend(StrEnum):
     TORCH = "torch"
     FUSED = "fused"
     H2LEARN = "h2learn"
+
+
+class Rule(StrEnum):
+    """What weights learn by."""
+
+    BPTT = "bptt"
+    STDP = "stdp"
 
 
 class Engine(StrEnum):
@@ -177,8 +182,12 @@ def run(
 
 @app.command()
 def train(
-    model: ModelArgument,
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="zoo:NAME, zoo:NAME@DATA, FILE.spk or module:function; stdp:N, a layer of N neurons")
+    ],
     data: Annotated[str, typer.Option(help="digits, mnist5k, mnist, fashion or FILE.npz")],
+    rule: Annotated[Rule | None, typer.Option(help="what weights learn by; stdp for stdp:N, else bptt")] = None,
     backend: Annotated[TrainBackend, typer.Option(help="what computes the updates")] = TrainBackend.TORCH,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="trained network, .spk")] = None,
     epochs: Annotated[int | None, typer.Option(help="the recipe's own")] = None,
@@ -196,7 +205,7 @@ def train(
         bool | None, typer.Option("--fold-batch-norm/--no-fold-batch-norm", help="into the weights, before training")
     ] = None,
     seed: SeedOption = 0,
-    timesteps: Annotated[int | None, typer.Option(help="time steps; 10, or the file's own")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="time steps; 10, the file's own, 25 of stdp:N")] = None,
     config: ConfigOption = "h2learn",
     sub_batch: Annotated[int | None, typer.Option(help="h2learn: samples of a sub-batch; 4 in the preset")] = None,
     input_shape: Annotated[str, typer.Option(help="for module:function: 3x32x32")] = "",
@@ -212,6 +221,22 @@ def train(
 
     Under torchrun, the fused backend trains on all of its processes together.
     """
+    from spikec.commands.train_stdp import StdpRequest, by_stdp, run_train_stdp
+
+    if by_stdp(model, rule.value if rule is not None else None, given_options(context)):
+        stdp = StdpRequest(
+            model=model,
+            data=data,
+            epochs=epochs,
+            batch=batch,
+            learning_rate=lr,
+            seed=seed,
+            timesteps=timesteps,
+            output=output,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
+        raise typer.Exit(run_train_stdp(stdp, as_json=json))
     from compiler.losses import Loss
     from spikec.commands.train import run_train
     from spikec.training.request import Backend, TrainRequest
@@ -242,6 +267,10 @@ def train(
         compare=compare,
     )
     raise typer.Exit(run_train(request, as_json=json))
+
+
+app.command("import")(import_network)
+app.command("export")(export_network)
 
 
 @app.command()
@@ -319,7 +348,9 @@ def explore(
 
 @app.command()
 def report(
-    program: Annotated[str, typer.Argument(help="FILE.h2l, or a model: zoo:NAME, FILE.spk, module:function")],
+    program: Annotated[
+        str, typer.Argument(help="FILE.h2l, or a model: zoo:NAME, FILE.spk, FILE.onnx, FILE.nir, module:function")
+    ],
     mode: Annotated[Mode | None, typer.Option(help="of a model; infer by default")] = None,
     timesteps: Annotated[int | None, typer.Option(help="of a model; 10, or the file's own")] = None,
     batch: Annotated[int | None, typer.Option(help="of a model: samples of a sub-batch; 4 in the preset")] = None,

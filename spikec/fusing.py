@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from compiler.fused.order import LoopOrder, layer_shapes, modelled_order, this_machine
 from compiler.fused.order_cache import OrderCache, best_order
@@ -22,6 +22,10 @@ from runtime.fused.keep_buffers import keep_buffers
 from runtime.fused.module import FusedModule, Interface
 
 _DENSITY = 0.15  # of spikes, where loop orders are measured
+
+
+class _Dropout(Protocol):
+    p: float
 
 
 class LoopOrders(StrEnum):
@@ -39,6 +43,7 @@ def fuse(
     *,
     loop_orders: LoopOrders | str = LoopOrders.MODELLED,
     name: str = "network",
+    output: int | None = None,
 ) -> FusedModule:
     """The network with its neurons, batch norms and pooling in fused kernels that keep layers' results alone.
 
@@ -48,14 +53,17 @@ def fuse(
     the environment switches that off.
 
     example: an input as the module takes it, see `from_torch`; the batch may differ later, and loop orders are chosen
-    for the example's. `print(fused.describe())` shows what runs how.
+    for the example's. `print(fused.describe())` shows what runs how. Of a module that does one time step a call, the
+    result does all: it takes (T, N, ...) and returns (T, N, ...). output: which of several outputs, as `from_torch`.
     Raises: CompileError for a network that the IR cannot express, with parameters that would not be trained, with
-    dropout in training, or with children named like an attribute of `FusedModule`.
+    dropout in training, with batch norms that do one time step a call, or with children named like an attribute of
+    `FusedModule`.
     Source: chapter 4.
     """
     choice = _choice(loop_orders, name)
-    imported = import_module(module, example, timesteps, name=name)
-    _check_dropout(module)
+    imported = import_module(module, example, timesteps, name=name, output=output)
+    _check_dropout(module, imported)
+    _check_norms(imported)
     plan = plan_stages(imported.graph)
     paths = _paths(module, plan)
     keep_buffers()
@@ -86,6 +94,14 @@ def _orders(plan: Plan, batch: int, choice: LoopOrders) -> dict[str, LoopOrder]:
 
 
 def _interface(imported: Imported) -> Interface:
+    """Raises: CompileError for samples outermost, which fused stages would have to reorder."""
+    for what, lead in (("input", imported.input.lead), ("output", imported.output.lead)):
+        if lead in (Lead.SAMPLES_FIRST, Lead.SAMPLES_MERGED):
+            raise CompileError(
+                f"the {what} of the network is {lead.value} and fused stages take time first",
+                Loc(imported.graph.name),
+                hint="exchange time and samples outside the network",
+            )
     features, extents = imported.input.features, imported.output.extents
     return Interface(
         merged_input=imported.input.lead is Lead.MERGED,
@@ -124,11 +140,31 @@ def _paths(module: nn.Module, plan: Plan) -> dict[str, str]:
     return paths
 
 
-def _check_dropout(module: nn.Module) -> None:
-    for path, child in module.named_modules():
-        if isinstance(child, _DropoutNd) and child.p > 0.0:
+def _check_dropout(module: nn.Module, imported: Imported) -> None:
+    """Raises: CompileError for dropout as a module, of PyTorch or a framework, or as a call in a forward."""
+    modules = [(path, child.p, f"set {path}.p = 0") for path, child in module.named_modules() if _is_dropout(child)]
+    calls = [(place, probability, "leave it out") for place, probability in imported.dropouts]
+    for place, probability, remedy in (*modules, *calls):
+        if probability > 0.0:
             raise CompileError(
-                f"{path}: dropout of {child.p:g} in training has no place in fused stages",
-                Loc(path),
-                hint=f"set {path}.p = 0, or train the network as it is",
+                f"{place}: dropout of {probability:g} in training has no place in fused stages",
+                Loc(place),
+                hint=f"{remedy}, or train the network as it is",
             )
+
+
+def _check_norms(imported: Imported) -> None:
+    """Raises: CompileError for batch norms inside a loop over time: a stage takes the statistics of all its steps."""
+    for place in imported.stepped_norms:
+        raise CompileError(
+            f"{place}: this batch norm does one time step a call, and in training takes that step's statistics; "
+            "fused stages take those of all steps",
+            Loc(place),
+            hint="give it all steps in one call, (T * N, ...), or train the network as it is",
+        )
+
+
+def _is_dropout(module: nn.Module) -> TypeGuard[_Dropout]:
+    """Also those of frameworks, which evaluation mode leaves no trace of."""
+    named = any("dropout" in cls.__name__.lower() for cls in type(module).__mro__)
+    return named and isinstance(getattr(module, "p", None), int | float)

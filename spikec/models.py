@@ -9,18 +9,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from compiler.ir import CompileError, Encoding, Graph, Loc
-from compiler.ir.file import load_graph
-from compiler.passes import PrependEncode, Retime
+from compiler.passes import PrependEncode
 from frontends.cache import TrainedInfo, trained
-from frontends.from_torch import from_torch
+from frontends.findings import Finding
+from frontends.from_torch import from_torch, import_module
 from frontends.recipe import Progress
 from frontends.zoo import build, entry
+from spikec.network_files import SUFFIXES, NirOptions, load_network_file, say_assumed
 
 DEFAULT_TIMESTEPS = 10
 _SEEDS = 1 << 63  # what the random generators take
@@ -29,11 +29,26 @@ _EXAMPLE_BATCH = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A graph, and where it came from."""
+    """A graph, where it came from, and what its import found."""
 
     graph: Graph
     module: nn.Module | None = None
     trained: TrainedInfo | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOptions:
+    """What a user states about a module, as in `frontends.from_torch.from_torch`, or about an ONNX file's outputs.
+
+    output: the number of a module's output, the name of a file's; "" where there is one.
+    """
+
+    output: str = ""
+    repeat_input: bool = False
+
+
+NO_STEPS = StepOptions()
 
 
 def load_model(
@@ -44,33 +59,57 @@ def load_model(
     input_shape: str = "",
     progress: Callable[[Progress], None] | None = None,
 ) -> Model:
-    """The graph of `zoo:NAME`, `zoo:NAME@DATA`, `FILE.spk` or `module:function`.
+    """The graph of `zoo:NAME`, `zoo:NAME@DATA`, `FILE.spk`, `FILE.onnx`, `FILE.nir` or `module:function`.
 
     timesteps: 10 unless given; a file keeps its own.
     seed: of initial weights, training and encodings; a file keeps its own.
-    input_shape: for module:function, the example's shape, as 3x32x32 (an image) or 10x3x32x32 (a sequence).
+    input_shape: for module:function, the example's shape, as 3x32x32 (an image) or 10x3x32x32 (a sequence); for a NIR
+    file that does not say it, a sample's.
 
+    What the import of a file or module assumed is told on stderr.
     Raises: CompileError for a model that is not there or cannot be imported.
+    """
+    found = resolve_model(model, timesteps=timesteps, seed=seed, input_shape=input_shape, progress=progress)
+    say_assumed(found.findings)
+    return found
+
+
+def resolve_model(
+    model: str,
+    *,
+    timesteps: int | None = None,
+    seed: int = 0,
+    input_shape: str = "",
+    progress: Callable[[Progress], None] | None = None,
+    nir: NirOptions | None = None,
+    steps: StepOptions = NO_STEPS,
+) -> Model:
+    """As `load_model`, telling nothing; nir is for NIR files, steps for modules.
+
+    Raises: as `load_model`.
     """
     if timesteps is not None and timesteps < 1:
         raise CompileError(f"timesteps is {timesteps}, must be at least 1", Loc(model))
     if not 0 <= seed < _SEEDS:
         raise CompileError(f"seed is {seed}, must be from 0 to {_SEEDS - 1}", Loc(model))
+    is_file = not model.startswith("zoo:") and model.endswith(SUFFIXES)
+    if steps.repeat_input and (is_file or model.startswith("zoo:")):
+        raise CompileError("--repeat-input is for module:function", Loc(model))
+    if is_file:
+        imported = load_network_file(model, timesteps=timesteps, input_shape=input_shape, output=steps.output, nir=nir)
+        return Model(graph=imported.graph, findings=imported.findings)
+    if nir not in (None, NirOptions()):
+        raise CompileError("options of NIR files are given for another kind of model", Loc(model))
     if model.startswith("zoo:"):
+        if steps.output:
+            raise CompileError("an output is chosen, but the network has one", Loc(model))
         return _from_zoo(model.removeprefix("zoo:"), timesteps or DEFAULT_TIMESTEPS, seed, progress)
-    if model.endswith(".spk"):
-        graph = load_graph(Path(model))
-        return Model(graph=Retime(timesteps)(graph) if timesteps is not None else graph)
-    if model.endswith((".onnx", ".nir")):
-        raise CompileError(
-            "this version reads no ONNX or NIR files",
-            Loc(model),
-            hint="give the PyTorch network as module:function, or a .spk file",
-        )
     if ":" in model:
-        return _from_function(model, timesteps or DEFAULT_TIMESTEPS, seed, input_shape)
+        return _from_function(model, timesteps or DEFAULT_TIMESTEPS, seed, input_shape, steps)
     raise CompileError(
-        f"{model!r} is no model", Loc("MODEL"), hint="known forms: zoo:NAME, zoo:NAME@DATA, FILE.spk, module:function"
+        f"{model!r} is no model",
+        Loc("MODEL"),
+        hint="known forms: zoo:NAME, zoo:NAME@DATA, FILE.spk, FILE.onnx, FILE.nir, module:function",
     )
 
 
@@ -89,8 +128,14 @@ def _from_zoo(text: str, timesteps: int, seed: int, progress: Callable[[Progress
     return Model(graph=graph, module=module, trained=info)
 
 
-def _from_function(model: str, timesteps: int, seed: int, input_shape: str) -> Model:
-    loc = Loc(model)
+def load_module(
+    model: str, *, timesteps: int | None = None, seed: int = 0, input_shape: str = ""
+) -> tuple[nn.Module, Tensor]:
+    """The torch module of `module:function` in evaluation mode, and an example of its input.
+
+    Raises: CompileError for a function that is not there, fails or returns something else.
+    """
+    loc, timesteps = Loc(model), timesteps or DEFAULT_TIMESTEPS
     name, _, function = model.partition(":")
     if name.endswith(".py") or not all(word.isidentifier() for word in (*name.split("."), function)):
         raise CompileError(
@@ -106,15 +151,26 @@ def _from_function(model: str, timesteps: int, seed: int, input_shape: str) -> M
         made = make()
     match made:
         case nn.Module():
-            module, example = made, torch.zeros(_example_shape(input_shape, timesteps, loc))
+            return made.eval(), torch.zeros(_example_shape(input_shape, timesteps, loc))
         case (nn.Module() as module, Tensor() as example):
-            pass
-        case _:
-            raise CompileError(
-                f"{function}() returns {_kind(made)}, not a torch.nn.Module or (module, example tensor)", loc
-            )
+            return module.eval(), example
+    raise CompileError(f"{function}() returns {_kind(made)}, not a torch.nn.Module or (module, example tensor)", loc)
+
+
+def _from_function(model: str, timesteps: int, seed: int, input_shape: str, steps: StepOptions) -> Model:
+    if steps.output and not steps.output.isdecimal():
+        raise CompileError(f"output {steps.output!r} is no number", Loc(model), hint="outputs are counted from 0")
+    module, example = load_module(model, timesteps=timesteps, seed=seed, input_shape=input_shape)
     with redirect_stdout(sys.stderr):
-        return Model(graph=from_torch(module.eval(), example, timesteps, name=function), module=module)
+        imported = import_module(
+            module,
+            example,
+            timesteps,
+            name=model.partition(":")[2],
+            output=int(steps.output) if steps.output else None,
+            repeat_input=steps.repeat_input,
+        )
+    return Model(graph=imported.graph, module=module, findings=imported.findings)
 
 
 @contextmanager

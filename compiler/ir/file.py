@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.ops import Array, parameter_names
 from compiler.ir.text import parse_graph, print_graph
 from hwmodel.errors import CompileError, Loc
+from hwmodel.whole_files import write_whole
 
 _KEY = "spikec.graph"  # the only key: safetensors writes several in random order
 _FORMAT = "spikec graph, format "
@@ -27,22 +25,10 @@ def save_graph(graph: Graph, path: Path) -> None:
     Equal graphs give equal bytes.
     Raises: CompileError if the file cannot be written.
     """
-    loc = Loc(str(path))
     read = {name for node in graph.nodes for name in parameter_names(node.op)}
     arrays = {name: np.asarray(graph.parameters[name]) for name in sorted(read)}
     content = save(arrays, metadata={_KEY: f"{_FORMAT}{_VERSION}\n{print_graph(graph)}"})
-    beside = path.parent / f".{uuid.uuid4().hex}.part"
-    try:
-        if path.exists() and not path.is_file():
-            raise CompileError("is a folder or device, not a file", loc, hint="name a file, as net.spk")
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as fault:
-        hint = "make the folder first" if not path.parent.is_dir() else ""
-        raise CompileError(f"cannot be written: {fault.strerror}", loc, hint=hint) from fault
-    finally:
-        with contextlib.suppress(OSError):  # gone when replaced, or never made
-            beside.unlink()
+    write_whole(path, content, example="net.spk")
 
 
 def load_graph(path: Path) -> Graph:

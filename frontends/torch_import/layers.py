@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 
-from compiler.ir.ops import AvgPool2d, BatchNorm, Conv2d, Flatten, Linear, MaxPool2d
-from frontends.torch_import.axes import Lead, Value
-from frontends.torch_import.network import Constant, Network
-from frontends.torch_import.trace import Call
+from compiler.ir.ops import AvgPool2d, BatchNorm, Conv2d, Flatten, Linear, MaxPool2d, Scale
+from frontends.torch_import.axes import Value
+from frontends.torch_import.call import Call
+from frontends.torch_import.network import Network
+from frontends.torch_import.operands import Constant
 
 Pair = tuple[int, int]
 
@@ -74,7 +78,7 @@ def linear(network: Network, call: Call) -> Value:
 def batch_norm(network: Network, call: Call) -> Value:
     """Batch normalisation with running statistics; weight 1 and bias 0 where the layer has none."""
     x = network.value(call)
-    if x.lead not in (Lead.IMAGE, Lead.MERGED):
+    if x.lead_ndim != 1:
         raise call.fail(f"normalises axis 1, which is not the channel of {x}", "merge T and N first")
     mean, var = network.constant(call, "running_mean"), network.constant(call, "running_var")
     if mean is None or var is None or call.flag("training"):
@@ -89,15 +93,15 @@ def batch_norm(network: Network, call: Call) -> Value:
         var=network.parameter(call, var.name, var.tensor),
         eps=call.real("eps"),
     )
-    return _result(call, x, network.emit(call, op, x))
+    name = network.emit(call, op, x)
+    network.norms[name] += 1
+    return _result(call, x, name)
 
 
 def avg_pool(network: Network, call: Call) -> Value:
-    """Average pooling."""
+    """Average pooling; with a divisor of its own it is scaled."""
     rank = _rank(call)
     x = _batched(network, call, rank)
-    if call.arguments.get("divisor_override") is not None:
-        raise call.fail("divisor_override is set", "multiply by a constant instead")
     op = AvgPool2d(
         kernel=_pair(call, "kernel_size", rank, fill=1),
         stride=_stride(call, rank),
@@ -105,7 +109,29 @@ def avg_pool(network: Network, call: Call) -> Value:
         ceil_mode=call.flag("ceil_mode"),
         count_include_pad=call.flag("count_include_pad"),
     )
+    if call.arguments.get("divisor_override") is not None:
+        return _sum_pool(network, call, x, op)
     return _result(call, x, network.emit(call, op, x))
+
+
+def _sum_pool(network: Network, call: Call, x: Value, op: AvgPool2d) -> Value:
+    """Sums over windows by a divisor: means over whole windows, scaled by a power of two.
+
+    Raises: CompileError where the scale would round, or a window at the border is smaller.
+    """
+    area, divisor = op.kernel[0] * op.kernel[1], call.integer("divisor_override")
+    if any(abs(math.frexp(number)[0]) != 0.5 for number in (area, divisor)):
+        raise call.fail(
+            f"divides sums of {area} values by {divisor}: their mean times {area} / {divisor} would round otherwise",
+            "leave divisor_override out, or use powers of two",
+        )
+    axes = zip(x.extents[-2:] if len(x.extents) == 3 else (1, x.extents[1]), range(2), strict=True)
+    whole = [(size + 2 * op.padding[i] - op.kernel[i]) // op.stride[i] + 1 for size, i in axes]
+    if op.ceil_mode and tuple(whole[-(len(x.extents) - 1) :]) != call.shape[x.lead_ndim + 1 :]:
+        raise call.fail("ceil_mode leaves windows that are not whole, with divisor_override")
+    whole_windows = replace(op, ceil_mode=False, count_include_pad=True)
+    pooled = _result(call, x, network.emit(call, whole_windows, x))
+    return pooled.of(network.emit(call, Scale(factor=area / divisor), pooled))
 
 
 def max_pool(network: Network, call: Call) -> Value:
@@ -130,38 +156,52 @@ def adaptive_avg_pool(network: Network, call: Call) -> Value:
     two, otherwise one rounding apart.
     """
     x = _batched(network, call, _rank(call))
-    sizes, targets = x.extents[1:], call.shape[-len(x.extents) + 1 :]
+    window = _adaptive_window(call, x, call.shape[-len(x.extents) + 1 :])
+    return _result(call, x, network.emit(call, AvgPool2d(kernel=window, stride=window), x))
+
+
+def _adaptive_window(call: Call, x: Value, targets: tuple[int, ...]) -> Pair:
+    """The window that pools all of the input to the target's extents."""
+    sizes = x.extents[1:]
     if any(size % target for size, target in zip(sizes, targets, strict=True)):
         raise call.fail(
             f"pools {sizes} to {targets} in windows of different sizes",
             "the input must be a multiple of the output",
         )
     kernel = tuple(size // target for size, target in zip(sizes, targets, strict=True))
-    window = (1, kernel[0]) if len(kernel) == 1 else (kernel[0], kernel[1])
-    return _result(call, x, network.emit(call, AvgPool2d(kernel=window, stride=window), x))
+    return (1, kernel[0]) if len(kernel) == 1 else (kernel[0], kernel[1])
+
+
+def adaptive_max_pool(network: Network, call: Call) -> Value:
+    """Adaptive maximum pooling whose windows are all of one size."""
+    x = _batched(network, call, _rank(call))
+    window = _adaptive_window(call, x, _targets(call, x))
+    extents = tuple(size // kernel for size, kernel in zip(x.extents[1:], window[-len(x.extents) + 1 :], strict=True))
+    return x.of(network.emit(call, MaxPool2d(kernel=window, stride=window), x), (x.extents[0], *extents))
+
+
+def _targets(call: Call, x: Value) -> tuple[int, ...]:
+    sizes = call.integers("output_size")
+    return sizes if len(sizes) == len(x.extents) - 1 else sizes * (len(x.extents) - 1)
 
 
 def mean_over_space(network: Network, call: Call, x: Value) -> Value:
     """The mean over rows and columns as one window of average pooling."""
     window = (x.extents[1], x.extents[2])
-    pooled = Value(
-        name=network.emit(call, AvgPool2d(kernel=window, stride=window), x),
-        lead=x.lead,
-        extents=(x.extents[0], 1, 1),
-    )
+    pooled = x.of(network.emit(call, AvgPool2d(kernel=window, stride=window), x), (x.extents[0], 1, 1))
     if call.flag("keepdim"):
         return pooled
     return _result(call, x, network.emit(call, Flatten(), pooled))
 
 
 def _result(call: Call, x: Value, name: str) -> Value:
-    return Value(name=name, lead=x.lead, extents=call.shape[x.lead_ndim :])
+    return x.of(name, call.shape[x.lead_ndim :])
 
 
 def _batched(network: Network, call: Call, rank: int) -> Value:
     """The argument, if it has one axis in front of channels and `rank` axes of space."""
     x = network.value(call)
-    if x.lead not in (Lead.IMAGE, Lead.MERGED) or len(x.extents) != rank + 1:
+    if x.lead_ndim != 1 or len(x.extents) != rank + 1:
         axes = "C, H, W" if rank == 2 else "C, L"
         raise call.fail(f"takes (N, {axes}) or (T * N, {axes}), gets {x}", "merge T and N with x.flatten(0, 1)")
     return x

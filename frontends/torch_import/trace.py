@@ -4,109 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind, TensorArgument
 
 from compiler.ir import CompileError, Loc
 from frontends.torch_import.adapters import Neuron
-from frontends.torch_import.neurons import opaque_copy
+from frontends.torch_import.call import Call, call_of
+from frontends.torch_import.neurons import Opaque, opaque_copy, unchanged
 from frontends.torch_import.state import StateWatch
+from frontends.torch_import.tables import stack_tables
 
+__all__ = ["RECURRENCE", "STEP_CALLS", "Call", "Trace", "trace"]
+
+RECURRENCE = "spikec.recurrence"
+STEP_CALLS = ("spikec.neuron_step.default", RECURRENCE)
 _NO_STATE = "neurons take the whole sequence in one call, as spikec.nn.LIF does"
-_FRAME = re.compile(r'File "(.+)", line (\d+), in ')
-_LIBRARIES = ("site-packages", "dist-packages", str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_LISTS = ("chunk", "split", "unbind")
 # Operators whose result may share memory with their first argument.
 _ALIASING = frozenset(
     f"aten.{op}"
     for op in (
         *("alias", "contiguous", "detach", "dropout", "expand", "feature_dropout", "flatten", "reshape"),
-        *("select", "squeeze", "to", "transpose", "unflatten", "unsqueeze", "view"),
+        *("permute", "select", "slice", "squeeze", "to", "transpose", "unflatten", "unsqueeze", "view"),
+        *_LISTS,
     )
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One operator call of the trace."""
-
-    node: fx.Node
-    op: str  # as "aten.conv2d.padding"
-    arguments: Mapping[str, object]
-    path: str  # of the innermost module
-    in_layer: bool  # that module has no children
-    source: Loc | None  # line of the user's code
-    shape: tuple[int, ...]
-
-    @property
-    def where(self) -> Loc:
-        """The best place to show a user."""
-        return self.source or Loc(self.path or "forward")
-
-    def fail(self, message: str, hint: str = "") -> CompileError:
-        """The error that names the operator and its module."""
-        inside = f"{self.path}: " if self.path else ""
-        return CompileError(f"{inside}{self.op}: {message}", self.where, hint=hint)
-
-    def flag(self, name: str) -> bool:
-        """A truth value."""
-        return bool(self.arguments[name])
-
-    def integer(self, name: str) -> int:
-        """One integer."""
-        value = self.arguments[name]
-        if not isinstance(value, int):
-            raise self.fail(f"{name} is {value!r}, not a constant integer")
-        return value
-
-    def real(self, name: str) -> float:
-        """One number."""
-        value = self.arguments[name]
-        if not isinstance(value, int | float):
-            raise self.fail(f"{name} is {value!r}, not a constant number")
-        return float(value)
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        """A list of integers, or one."""
-        value = self.arguments[name]
-        values = value if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(item, int) for item in values):
-            raise self.fail(f"{name} is {value!r}, not constant integers")
-        return tuple(values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """What the export of a network yields."""
+    """What the export of a network yields: the calls that its chosen output depends on."""
 
     calls: tuple[Call, ...]
     input: fx.Node
     output: fx.Node
+    returned: frozenset[fx.Node]  # all outputs
     constants: Mapping[str, tuple[str, Tensor]]  # by trace node: name in the state_dict, and value
     neurons: tuple[Neuron, ...]
     example: Tensor
+    all_step_calls: Mapping[int, int]  # by neuron, those that the output does not depend on among them
+    restarted: frozenset[int]  # the neurons whose state the forward sets, at its start or end
+
+    @property
+    def step_calls(self) -> Mapping[int, int]:
+        """How often each neuron that does one step a call, and that the output depends on, is called."""
+        needed = Counter(call.integer("index") for call in self.calls if call.op in STEP_CALLS)
+        return {index: self.all_step_calls.get(index, count) for index, count in needed.items()}
 
 
-def trace(module: nn.Module, example: Tensor, timesteps: int, name: str) -> Trace:
+def trace(module: nn.Module, example: Tensor, timesteps: int, name: str, output: int | None = None) -> Trace:
     """Export the network in evaluation mode with its neurons opaque.
 
-    Raises: CompileError if it cannot be traced, keeps state, or has not one input and one output.
+    output: which of several outputs, counted as tuples, lists and dicts are flattened.
+    Raises: CompileError if it cannot be traced, keeps state, or has not one input and one chosen output.
     """
-    opaque, neurons = opaque_copy(module, timesteps)
+    opaque = opaque_copy(module, timesteps)
     program = _exported(opaque, example, name)
     signature = program.graph_signature
-    if len(signature.user_inputs) != 1 or len(signature.output_specs) != 1:
-        outputs = len(signature.output_specs)
-        raise CompileError(
-            f"the network has {len(signature.user_inputs)} inputs and {outputs} outputs, must have 1 of each",
-            Loc(name),
-        )
     nodes = {node.name: node for node in program.graph.nodes}
     constants = {}
     for spec in signature.input_specs:
@@ -114,28 +74,55 @@ def trace(module: nn.Module, example: Tensor, timesteps: int, name: str) -> Trac
             tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
             assert isinstance(tensor, Tensor)
             constants[spec.arg.name] = (spec.target, tensor)
-    (result,) = signature.output_specs
-    if isinstance(result.arg, ConstantArgument) or result.arg.name not in nodes:
+    outputs = _outputs(signature, nodes)
+    result = outputs[_chosen(len(signature.user_inputs), len(outputs), output, name)]
+    if result is None:
         raise CompileError("the network's output is a constant", Loc(name))
-    calls = tuple(_call(node, opaque) for node in program.graph.nodes if node.op == "call_function")
+    operators = (node for node in program.graph.nodes if node.op == "call_function")
+    calls = stack_tables(tuple(call_of(node, opaque.network) for node in operators))
     _check_in_place(calls, constants)
     return Trace(
-        calls=_live(calls, nodes[result.arg.name]),
+        calls=_live(calls, result),
         input=nodes[str(signature.user_inputs[0])],
-        output=nodes[result.arg.name],
+        output=result,
+        returned=frozenset(node for node in outputs if node is not None),
         constants=constants,
-        neurons=neurons,
+        neurons=opaque.neurons,
         example=example,
+        restarted=opaque.restarted(),
+        all_step_calls=Counter(call.integer("index") for call in calls if call.op in STEP_CALLS),
     )
 
 
-def _exported(opaque: nn.Module, example: Tensor, name: str) -> torch.export.ExportedProgram:
-    watch = StateWatch(opaque)
+def _outputs(signature: ExportGraphSignature, nodes: Mapping[str, fx.Node]) -> tuple[fx.Node | None, ...]:
+    """The nodes that are returned; None for a constant."""
+    arguments = [spec.arg for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    return tuple(nodes.get(arg.name) if isinstance(arg, TensorArgument) else None for arg in arguments)
+
+
+def _chosen(inputs: int, outputs: int, output: int | None, name: str) -> int:
+    """The index of the output that is imported."""
+    if inputs != 1 or outputs == 0 or (outputs > 1 and output is None):
+        raise CompileError(
+            f"the network has {inputs} inputs and {outputs} outputs, must have 1 of each",
+            Loc(name),
+            hint=f"output=INDEX, from 0 to {outputs - 1}, chooses one; torch.stack makes one of a list"
+            if inputs == 1 and outputs
+            else "",
+        )
+    index = output or 0
+    if not 0 <= index < outputs:
+        raise CompileError(f"output {index} is chosen, the network has {outputs}", Loc(name))
+    return index
+
+
+def _exported(opaque: Opaque, example: Tensor, name: str) -> torch.export.ExportedProgram:
+    watch = StateWatch(opaque.network, opaque.stand_ins)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _silent_log():
+        with torch.no_grad(), warnings.catch_warnings(), _silent_log(), unchanged(opaque.reachable):
             # said better by the StateWatch below
             warnings.filterwarnings("ignore", message=".*assigned during export")
-            program = torch.export.export(opaque, (example,), strict=False)
+            program = torch.export.export(opaque.network, (example,), strict=False)
     except CompileError:
         raise
     except Exception as fault:  # the user's forward runs here and may raise anything
@@ -167,47 +154,8 @@ def _live(calls: tuple[Call, ...], output: fx.Node) -> tuple[Call, ...]:
     needed = {output}
     for call in reversed(calls):
         if call.node in needed:
-            needed.update(call.node.all_input_nodes)
+            needed.update(call.inputs)
     return tuple(call for call in calls if call.node in needed)
-
-
-def _call(node: fx.Node, module: nn.Module) -> Call:
-    path = _module_path(node)
-    children = module.get_submodule(path).children() if path else module.children()
-    shape = getattr(node.meta.get("val"), "shape", ())
-    target = node.target
-    arguments: dict[str, object] = {}
-    if isinstance(target, torch._ops.OpOverload):
-        op = str(target)
-        for index, argument in enumerate(target._schema.arguments):
-            if index < len(node.args):
-                arguments[argument.name] = node.args[index]
-            else:
-                arguments[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    else:
-        op = getattr(target, "__name__", str(target))
-        arguments = {str(index): value for index, value in enumerate(node.args)}
-    return Call(
-        node=node,
-        op=op,
-        arguments=arguments,
-        path=path,
-        in_layer=bool(path) and not any(True for _ in children),
-        source=_user_line(node),
-        shape=tuple(int(size) for size in shape),
-    )
-
-
-def _module_path(node: fx.Node) -> str:
-    """The innermost module's path; a module's second call is marked `@1` by the tracer."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return re.sub(r"@\d+", "", stack[-1][0]) if stack else ""
-
-
-def _user_line(node: fx.Node) -> Loc | None:
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not any(library in frame[0] for library in _LIBRARIES)]
-    return Loc(own[-1][0], int(own[-1][1])) if own else None
 
 
 def _check_in_place(calls: tuple[Call, ...], constants: Mapping[str, tuple[str, Tensor]]) -> None:
@@ -240,6 +188,8 @@ def _sharing(node: fx.Node, calls: tuple[Call, ...]) -> set[fx.Node]:
 
 
 def _views(calls: tuple[Call, ...]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    lists = {call.node for call in calls if call.op.split(".")[1:2] in ([op] for op in _LISTS)}
     for call in calls:
-        if call.op.rpartition(".")[0] in _ALIASING:
+        is_item = call.op == "getitem" and call.node.all_input_nodes[0] in lists
+        if is_item or call.op.rpartition(".")[0] in _ALIASING:
             yield call.node.all_input_nodes[0], call.node

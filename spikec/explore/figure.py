@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +39,19 @@ def draw_figure(title: str, designs: Sequence[Estimate], front: Sequence[int], b
 
     Raises: CompileError if the file cannot be written.
     """
+    save_svg(lambda: _figure(title, designs, front, base), path)
+
+
+def save_svg(draw: Callable[[], Figure], path: Path) -> None:
+    """Draw, and write the file whole; the same figure gives the same bytes.
+
+    Raises: CompileError if the file cannot be written.
+    """
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "spikec", "font.size": 9.0}):
         content = io.BytesIO()
-        _figure(title, designs, front, base).savefig(content, format="svg", metadata={"Date": None})
+        draw().savefig(content, format="svg", metadata={"Date": None})
     beside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         beside.write_bytes(content.getvalue())

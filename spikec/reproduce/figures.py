@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from hwmodel.config import H2LearnConfig
 from hwmodel.engine_study import lut_partitions, lut_study
 from hwmodel.errors import CompileError, Loc
 from hwmodel.isa import Queue
+from hwmodel.whole_files import write_whole
 from spikec.reproduce.collect import belong, is_part
 from spikec.reproduce.engines import scalings, study_of
 from spikec.reproduce.facts import Row
@@ -71,7 +71,7 @@ def draw_figures(config: H2LearnConfig, rows: Sequence[Row], folder: Path) -> tu
     made = _make(folder)
     try:
         for path, content in drawn.items():
-            _save(path, content)
+            write_whole(path, content, example="figure-3.10.svg")
     except BaseException:
         for path in drawn if made else ():
             with suppress(OSError):
@@ -95,18 +95,6 @@ def _drawn(panels: Sequence[float], draw: Draw, config: H2LearnConfig, rows: Seq
     finally:
         plt.close(figure)
     return content.getvalue()
-
-
-def _save(path: Path, content: bytes) -> None:
-    """Written beside and renamed."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as fault:
-        with suppress(OSError):
-            partial.unlink()
-        raise CompileError(f"cannot write: {fault.strerror}", Loc(str(path))) from fault
 
 
 def _make(folder: Path) -> list[Path]:

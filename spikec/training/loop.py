@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from frontends.datasets import Samples
-from frontends.descent import F32, BatchResult, DescentRecipe
+from frontends.descent import F32, BatchResult
 from frontends.recipe import Progress
 from hwmodel.errors import CompileError, Loc
 from spikec.training.checkpoint import CheckpointFile
@@ -22,6 +23,20 @@ from spikec.training.history import History, fresh_order
 from spikec.training.trainer import Trainer
 
 ProgressCallback = Callable[[Progress], None]
+
+
+class Plan(Protocol):
+    """What the loop asks of a recipe."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0, of a run of so many."""
+        ...
 
 
 @dataclass(slots=True)
@@ -33,7 +48,7 @@ class TrainingLoop:
     """
 
     trainer: Trainer
-    recipe: DescentRecipe
+    recipe: Plan
     samples: Samples
     seed: int
     checkpoint: CheckpointFile | None = None

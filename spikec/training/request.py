@@ -78,16 +78,7 @@ class TrainRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CompileError(f"is {value}, must be at least 1", Loc(f"--{name.replace('_', '-')}"))
-        if self.output is not None:
-            if self.output.suffix != SUFFIX:
-                raise CompileError(f"a network's file must end in {SUFFIX}", Loc(str(self.output)))
-            _check_place(self.output)
-        if self.checkpoint is not None:
-            if self.checkpoint.suffix == SUFFIX:
-                raise CompileError(f"a checkpoint is no {SUFFIX} file", Loc(str(self.checkpoint)))
-            _check_place(self.checkpoint)
-        elif self.checkpoint_every is not None:
-            raise CompileError("needs a file to write to", Loc("--checkpoint-every"), hint="give --checkpoint FILE")
+        check_files(self.output, self.checkpoint, self.checkpoint_every)
 
     def recipe(self) -> DescentRecipe:
         """The network's own recipe with what the command says instead.
@@ -148,8 +139,28 @@ def _plain(fields: Mapping[str, object]) -> Identity:
     return {name: value if isinstance(value, int | float | None) else str(value) for name, value in fields.items()}
 
 
-def _check_place(path: Path) -> None:
-    """Refuse a file that could not be written when training is done."""
+def check_files(output: Path | None, checkpoint: Path | None, checkpoint_every: int | None) -> None:
+    """Refuse what a run could not write when it is done.
+
+    Raises: CompileError naming the option or the file.
+    """
+    if output is not None:
+        if output.suffix != SUFFIX:
+            raise CompileError(f"a network's file must end in {SUFFIX}", Loc(str(output)))
+        check_place(output)
+    if checkpoint is not None:
+        if checkpoint.suffix == SUFFIX:
+            raise CompileError(f"a checkpoint is no {SUFFIX} file", Loc(str(checkpoint)))
+        check_place(checkpoint)
+    elif checkpoint_every is not None:
+        raise CompileError("needs a file to write to", Loc("--checkpoint-every"), hint="give --checkpoint FILE")
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file that could not be written when all is done.
+
+    Raises: CompileError naming the file or its folder.
+    """
     loc = Loc(str(path))
     if path.is_dir():
         raise CompileError("is a folder, not a file", loc, hint="name a file inside it")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import weight_norm
 
 from compiler.ir import CompileError
 from frontends.from_torch import from_torch
@@ -65,7 +65,9 @@ GOLDEN = {
     ),
     "divisor": (
         layer(lambda: nn.Sequential(nn.AvgPool2d(2, divisor_override=3))),
-        "0: error: 0: aten.avg_pool2d.default: divisor_override is set\n  hint: multiply by a constant instead",
+        "0: error: 0: aten.avg_pool2d.default: divides sums of 4 values by 3: "
+        "their mean times 4 / 3 would round otherwise\n"
+        "  hint: leave divisor_override out, or use powers of two",
     ),
     "adaptive pooling": (
         layer(lambda: nn.Sequential(nn.AdaptiveAvgPool2d(3))),
@@ -166,13 +168,20 @@ MESSAGES = {
     "two outputs": (lambda net, x: (x, net.fc(x)), "1 inputs and 2 outputs"),
     "control flow": (lambda net, x: x if x.sum() > 0 else -x, "torch.export cannot trace the network"),
     "axes mixed": (lambda net, x: x.reshape(2, 12), "reshapes"),
-    "batch major": (lambda net, x: net.lif(x.transpose(0, 1)), "aten.transpose.int"),
-    "own loop": (lambda net, x: torch.stack([net.fc(x[t]) for t in range(4)]), "selects index 0"),
+    "batch major": (lambda net, x: net.lif(x.transpose(0, 1)), "from its own first axis, (T, N, ...), it gets (N, T"),
+    "features exchanged": (lambda net, x: net.lif(x).transpose(1, 2), "only time and samples may change places"),
+    "half a loop": (lambda net, x: torch.stack([net.fc(x[t]) for t in range(2)]), "stacks 2 values"),
     "first step": (lambda net, x: net.lif(x)[0], "selects index 0"),
+    "iteration over samples": (lambda net, x: net.lif(x).unbind(1)[0], "only time may be iterated over"),
     "mean over samples": (lambda net, x: net.lif(x).mean(1), "reduces axes (1,)"),
     "time kept": (lambda net, x: net.lif(x).mean(0, keepdim=True), "keeps the reduced axis"),
     "indices": (lambda net, x: net.fc(net.lif(x).max(0)[1].float()), "converts to|takes result 1"),
-    "sum": (lambda net, x: net.lif(x).sum(0), "aten.sum"),
+    "sum over samples": (lambda net, x: net.lif(x).sum(1), "reduces axes (1,)"),
+    "sum of everything": (lambda net, x: net.lif(x).sum(), "aten.sum.default: not an operator"),
+    "part of time": (lambda net, x: net.lif(x)[1:], "takes a part of axis 0"),
+    "split of samples": (lambda net, x: net.lif(x).split(1, 1)[0], "only time may be split"),
+    "second power": (lambda net, x: net.lif(x) ** 2, "raises to the power 2"),
+    "magnitude": (lambda net, x: net.fc(x.abs()), "is the magnitude of input"),
     "constant added": (lambda net, x: net.lif(x) + 1.0, "adds a constant"),
     "alpha": (lambda net, x: torch.add(net.lif(x), x, alpha=2), "alpha is 2"),
     "product": (lambda net, x: net.lif(x) * x, "multiplies two activations"),
@@ -196,9 +205,85 @@ def test_messages(case: str) -> None:
     assert any(part in fault for part in message.split("|")), fault
 
 
-def test_computed_weights_are_refused() -> None:
-    net = nn.Sequential(weight_norm(nn.Linear(3, 3)))
-    assert "weight" in str(fault_of(net, torch.rand(2, 3)))
+class Attention(nn.Module):
+    """A layer whose weight is computed from its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, x)
+
+
+def test_weights_that_depend_on_the_input_are_refused() -> None:
+    fault = fault_of(Attention(), torch.rand(3, 3))
+    assert fault.message == "aten.linear.default: weight is computed in the network, not a parameter"
+
+
+class Holding(nn.Module):
+    """Keeps something beside its layers."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__()
+        self.layer, self.held = nn.Linear(3, 3), held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    fault = fault_of(Holding(threading.Lock()), torch.rand(2, 3))
+    assert fault.message.startswith("the network cannot be copied: TypeError: cannot pickle")
+
+
+def test_compiled_networks_are_refused() -> None:
+    net = torch.jit.trace(nn.Linear(3, 3), torch.rand(2, 3))
+    fault = fault_of(net, torch.rand(2, 3))
+    assert fault.message == "the network is compiled by TorchScript, which hides its neurons"
+
+
+class Sifting(nn.Module):
+    """Computes with tensors whose extents depend on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nonzero(x)
+
+
+class Drawing(nn.Module):
+    """Draws its spikes at random."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bernoulli(x)
+
+
+def test_extents_that_depend_on_values_are_refused() -> None:
+    fault = fault_of(Sifting(), torch.rand(2, 3))
+    assert fault.message == "aten.nonzero.default: not an operator of spiking networks"
+
+
+def test_random_spikes_are_refused() -> None:
+    fault = fault_of(Drawing(), torch.rand(2, 3))
+    assert fault.message == "aten.bernoulli.default: not an operator of spiking networks"
+    assert fault.hint.startswith("draw spikes outside the network")
+
+
+class Enabling(nn.Module):
+    """Switches gradients on for a part of its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return 2 * x
+
+
+def test_changes_of_the_mode_of_gradients_are_refused() -> None:
+    fault = fault_of(Enabling(), torch.rand(2, 3))
+    assert fault.message == "wrap_with_set_grad_enabled: not an operator of spiking networks"
+    assert "torch.enable_grad" in fault.hint
+
+
+def test_hooks_in_front_of_a_neuron_are_refused() -> None:
+    neuron = LIF()
+    neuron.register_forward_pre_hook(lambda _module, arguments: (2 * arguments[0],))
+    assert fault_of(nn.Sequential(neuron), SEQUENCE).message == (
+        "0: hooks in front of a neuron's forward are not imported"
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -209,7 +294,7 @@ def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
     assert fault.message == "1: aten.linear.default: 1.weight holds a NaN or infinite value"
 
 
-class Leaky(nn.Module):
+class Bursting(nn.Module):
     """Stands for a neuron of another framework."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,9 +302,9 @@ class Leaky(nn.Module):
 
 
 def test_neurons_of_other_frameworks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Leaky, "__module__", "snntorch._neurons.leaky")
-    fault = fault_of(nn.Sequential(nn.Flatten(), Leaky()), IMAGE)
-    assert fault.message == "1: neuron snntorch._neurons.leaky.Leaky is not supported"
+    monkeypatch.setattr(Bursting, "__module__", "snntorch._neurons.bursting")
+    fault = fault_of(nn.Sequential(nn.Flatten(), Bursting()), IMAGE)
+    assert fault.message == "1: neuron snntorch._neurons.bursting.Bursting is not supported"
 
 
 def test_own_neurons_with_another_forward_are_refused() -> None:

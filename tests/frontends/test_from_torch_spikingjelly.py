@@ -151,38 +151,31 @@ def test_settings_are_read() -> None:
     assert (soft.decay, soft.input_scale, soft.leak_bias, soft.reset) == (1.0, 1.0, 0.0, Reset.SOFT)
 
 
-def single_step() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 3), neuron.IFNode())
-
-
 def called_twice() -> nn.Module:
     node = neuron.IFNode(step_mode="m")
     return nn.Sequential(node, layer.Linear(3, 3, step_mode="m"), node)
 
 
-NAMES = "ATan, Sigmoid, SoftSign, SuperSpike, PiecewiseQuadratic, PiecewiseExp, Rect"
+NODES = "LIFNode, SimpleLIFNode, ParametricLIFNode, IFNode, SimpleIFNode, HalfThresholdIFNode"
+NAMES = "ATan, Sigmoid, SoftSign, SuperSpike, PiecewiseQuadratic, PiecewiseExp, Rect, QPseudoSpike, PiecewiseLeakyReLU"
 REFUSALS = {
-    single_step: (
-        "1: error: 1: IFNode with step_mode 's' keeps its state between calls\n"
-        "  hint: functional.set_step_mode(net, 'm') and an input (T, N, ...)"
-    ),
     called_twice: (
         "2: error: 2: spikec.neuron.default: this neuron is called twice; it would go on from its state\n"
         "  hint: use two modules"
     ),
-    lambda: nn.Sequential(neuron.ParametricLIFNode(step_mode="m")): (
-        "0: error: 0: neuron spikingjelly.activation_based.neuron.plif.ParametricLIFNode is not supported\n"
-        "  hint: of SpikingJelly, LIFNode and IFNode with step_mode 'm' are imported"
+    lambda: nn.Sequential(neuron.KLIFNode(step_mode="m")): (
+        "0: error: 0: neuron spikingjelly.activation_based.neuron.lif_variants.KLIFNode is not supported\n"
+        f"  hint: of SpikingJelly, {NODES} are imported"
     ),
     lambda: neuron.IzhikevichNode(step_mode="m"): (
         "IzhikevichNode: error: IzhikevichNode: neuron "
         "spikingjelly.activation_based.neuron.adapt.IzhikevichNode is not supported\n"
-        "  hint: of SpikingJelly, LIFNode and IFNode with step_mode 'm' are imported"
+        f"  hint: of SpikingJelly, {NODES} are imported"
     ),
     lambda: layer.SynapseFilter(step_mode="m"): (
         "SynapseFilter: error: SynapseFilter: neuron "
         "spikingjelly.activation_based.layer.misc.SynapseFilter is not supported\n"
-        "  hint: of SpikingJelly, LIFNode and IFNode with step_mode 'm' are imported"
+        f"  hint: of SpikingJelly, {NODES} are imported"
     ),
     lambda: neuron.IFNode(surrogate_function=surrogate.Erf(), step_mode="m"): (
         f"IFNode: error: IFNode: surrogate Erf is not supported\n  hint: supported: {NAMES}"

@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_nothing(workplace: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(where, full)
-    assert refusal(*TARGET) == "out/n.h2l: error: cannot write the program: No space left on device\n"
+    assert refusal(*TARGET) == "out/n.h2l: error: cannot be written: No space left on device\n"
     assert os.listdir("out") == []
 
 

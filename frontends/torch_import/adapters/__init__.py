@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from torch import nn
 
 from compiler.ir import CompileError, Loc
 from frontends.nn import LI, LIF
-from frontends.torch_import.adapters.base import Expects, Neuron, unsupported
+from frontends.torch_import.adapters.base import Expects, Neuron, StepCall
+from frontends.torch_import.adapters.norse import norse
 from frontends.torch_import.adapters.own import own
+from frontends.torch_import.adapters.sinabs import sinabs
+from frontends.torch_import.adapters.snntorch import snntorch
 from frontends.torch_import.adapters.spikingjelly import spikingjelly
 
-FOREIGN_PACKAGES = ("snntorch", "norse", "sinabs")
+__all__ = ["Expects", "Neuron", "StepCall", "read_neuron"]
 
-__all__ = ["Expects", "Neuron", "read_neuron"]
+Adapter = Callable[[str, nn.Module, int], Neuron | None]
+_ADAPTERS: Mapping[str, Adapter] = MappingProxyType(
+    {"spikingjelly": spikingjelly, "snntorch": snntorch, "norse": norse, "sinabs": sinabs}
+)
 
 
 def read_neuron(path: str, module: nn.Module, timesteps: int) -> Neuron | None:
     """A neuron module as an op; None for every other module.
+
+    Foreign neurons are told by the package of their nearest class that is not the user's; no framework is imported.
 
     Raises: CompileError for a neuron that no op expresses.
     """
@@ -27,6 +38,6 @@ def read_neuron(path: str, module: nn.Module, timesteps: int) -> Neuron | None:
         raise CompileError(
             f"{path}: {type(module).__name__} is not an operator of spiking networks", Loc(path), hint=hint
         )
-    if any(cls.__module__.split(".")[0] in FOREIGN_PACKAGES for cls in type(module).__mro__):
-        raise unsupported(path, module, "spikec's own LIF and SpikingJelly's LIFNode and IFNode are imported")
-    return spikingjelly(path, module)
+    packages = (cls.__module__.partition(".")[0] for cls in type(module).__mro__)
+    adapter = next((_ADAPTERS[package] for package in packages if package in _ADAPTERS), None)
+    return None if adapter is None else adapter(path, module, timesteps)

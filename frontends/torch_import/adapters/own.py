@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from compiler.ir import CompileError, Loc, Number, Param
+from compiler.ir import Compare, CompileError, Loc, Number, Param
 from compiler.ir.ops import Li, Lif
 from frontends.nn import LI, LIF
 from frontends.torch_import.adapters.base import Expects, Neuron, unsupported
+from frontends.torch_import.adapters.readings import Readings
+
+_UNSAID = {"input_scale": 1.0, "leak_bias": 0.0, "reset_value": 0.0, "initial": 0.0}  # goes without saying
 
 
 def own(path: str, module: LIF | LI, timesteps: int) -> Neuron:
@@ -25,9 +29,12 @@ def own(path: str, module: LIF | LI, timesteps: int) -> Neuron:
             hint=f"spikec.nn.set_timesteps(module, {timesteps})",
         )
     arrays: list[tuple[str, Tensor]] = []
+    readings = Readings(path)
 
     def number(name: str) -> Number:
         value: float | Tensor = getattr(module, name)
+        if not (isinstance(value, float) and value == _UNSAID.get(name)):
+            readings.say(name, torch.as_tensor(value, dtype=torch.float64))
         if isinstance(value, float):
             return value
         arrays.append((f"{path}.{name}", value))
@@ -55,5 +62,8 @@ def own(path: str, module: LIF | LI, timesteps: int) -> Neuron:
             initial=number("initial"),
             surrogate=module.surrogate,
         )
+        readings.read.append(f"{module.reset} reset{', one step later' if module.reset_delay else ''}")
+        readings.read.append(f"fires where m {'>=' if module.compare == Compare.GE else '>'} threshold")
+        readings.say_surrogate(str(module.surrogate.kind), module.surrogate)
     expects = Expects.SEPARATE if module.timesteps is None else Expects.MERGED
-    return Neuron(op=op, expects=expects, arrays=tuple(arrays))
+    return Neuron(op=op, expects=expects, arrays=tuple(arrays), read=tuple(readings.read))

@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_no_new_folder(workplace: Path) -> None:
         text=True,
         check=False,
     )
-    assert (run.returncode, run.stderr) == (2, "a/b/figure-3.11.svg: error: cannot write: File too large\n")
+    assert (run.returncode, run.stderr) == (2, "a/b/figure-3.11.svg: error: cannot be written: File too large\n")
     assert list(workplace.rglob("*")) == [workplace / "out"]
 
 
@@ -171,6 +171,6 @@ def test_what_was_drawn_before_a_failure_goes_with_its_new_folder(
 
     monkeypatch.setattr(Path, "write_bytes", write)
     for folder in ("new/folder", "out"):
-        with pytest.raises(CompileError, match=r"figure-3\.12\.svg: error: cannot write: No space left"):
+        with pytest.raises(CompileError, match=r"figure-3\.12\.svg: error: cannot be written: No space left"):
             draw_figures(CONFIG, members, Path(folder))
     assert sorted(workplace.rglob("*")) == [workplace / "out", workplace / "out" / "figure-3.11.svg"]

@@ -1,0 +1,1 @@
+"""The nodes of a graph as nodes of a NIR file."""

@@ -1,0 +1,1 @@
+"""NIR files: the HDF5 container, without any meaning of the nodes in it."""

@@ -1,0 +1,1 @@
+"""The nodes of a NIR file as nodes of a graph."""

@@ -1,0 +1,1 @@
+"""Unsupervised training of one layer by spike timing-dependent plasticity, the rule that BPTT is measured against."""

@@ -1,0 +1,13 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="zoo:NAME, zoo:NAME@DATA, FILE.spk, FILE.onnx, FILE.nir or module:function")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+SeedOption = Annotated[int, typer.Option(help="seed of initial weights, training and encodings")]
