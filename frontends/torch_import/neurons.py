@@ -86,7 +86,7 @@ def opaque_copy(module: nn.Module, timesteps: int) -> Opaque:
             if neuron.expects is Expects.STEP:
                 steps.append(_one_step(path or type(child).__name__, child, stand_in, neuron, len(neurons)))
             else:
-                sequence = SequenceForward(path or type(child).__name__, neuron, len(neurons))
+                sequence = SequenceForward(path or type(child).__name__, stand_in, neuron, len(neurons))
                 stand_in.forward = sequence.with_state if neuron.step else sequence.forward
             neurons.append(neuron)
     network = _copy(module, {key: stand_in for key, (_, stand_in) in pairs.items()}).eval()

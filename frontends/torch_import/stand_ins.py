@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +12,23 @@ from frontends.torch_import.adapters import Neuron
 _MEMBRANES = ("v", "mem", "v_mem")
 
 
-@dataclass(frozen=True, slots=True)
 class SequenceForward:
     """Of a module that does all steps in one call."""
 
-    path: str
-    neuron: Neuron
-    index: int
+    def __init__(self, path: str, stand_in: nn.Module, neuron: Neuron, index: int) -> None:
+        self.path, self.neuron, self.index = path, neuron, index
+        self._stand_in, self._settings = stand_in, Settings(stand_in)
+        self._before = self._numbers()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The spikes alone."""
+        """The spikes alone.
+
+        Raises: CompileError for a setting, or a number as the state, that the network has set.
+        """
+        self._settings.check(self.path)
+        for number in self._numbers():
+            if number not in self._before:
+                _check_start(self.path, self.neuron, number)
         spikes: Tensor = torch.ops.spikec.neuron(x, self.index)
         return spikes
 
@@ -41,7 +46,23 @@ class SequenceForward:
                 Loc(self.path),
                 hint="a graph starts from the neuron's initial state",
             )
-        return protocol.pack(torch.ops.spikec.neuron(x, self.index), torch.ops.spikec.neuron_state(x, self.index))
+        return protocol.pack(self.forward(x), torch.ops.spikec.neuron_state(x, self.index))
+
+    def _numbers(self) -> list[float]:
+        """The states that are numbers, which stand for all neurons."""
+        values = [getattr(self._stand_in, name, None) for name in _MEMBRANES]
+        return [value for value in values if isinstance(value, float | int)]
+
+
+def _check_start(path: str, neuron: Neuron, number: float) -> None:
+    """Raises: CompileError for a number that is not the neuron's initial state."""
+    initial = neuron.op.initial
+    if not isinstance(initial, Param) and number != initial:
+        raise CompileError(
+            f"{path}: the network sets the neuron's state to {number:g}, its initial state is {initial:g}",
+            Loc(path),
+            hint="spikec.nn.LIF(initial=...) starts from another membrane potential",
+        )
 
 
 class StepForward:
@@ -102,18 +123,13 @@ class StepForward:
 
         Raises: CompileError for a number that is not the neuron's initial state.
         """
-        initial = self.neuron.op.initial
         tensor = None
         for value in hidden.written():
             if isinstance(value, Tensor):
                 tensor = value
-            elif isinstance(value, float | int) and isinstance(initial, float | int) and value != initial:
-                raise CompileError(
-                    f"{self.path}: the network sets the neuron's state to {value:g}, its initial state is {initial:g}",
-                    Loc(self.path),
-                    hint="spikec.nn.LIF(initial=...) starts from another membrane potential",
-                )
-        return None if isinstance(initial, Param) else tensor
+            elif isinstance(value, float | int):
+                _check_start(self.path, self.neuron, value)
+        return None if isinstance(self.neuron.op.initial, Param) else tensor
 
 
 class Settings:

@@ -310,7 +310,11 @@ class Calls(nn.Module):
         return self.function(self.linear(x))
 
 
-@pytest.mark.parametrize("function", [lambda x: x.clamp(min=0), lambda x: x.clamp(0, 2), functional.relu6], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.clamp(min=0), lambda x: x.clamp(0, 2), functional.relu6],
+    ids=["clamp from 0", "clamp to 2", "relu6"],
+)
 def test_other_ways_to_write_a_relu(function: Callable[[Tensor], Tensor]) -> None:
     samples = images(30, 5)
     torch.manual_seed(0)

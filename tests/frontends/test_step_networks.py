@@ -279,6 +279,56 @@ def test_fused_loop_with_a_chosen_output() -> None:
     assert torch.equal(spikec.fuse(net, EVENTS, T, output=0).eval()(EVENTS), want)
 
 
+class Setting(nn.Module):
+    """A neuron of SpikingJelly that the forward writes to."""
+
+    def __init__(self, neuron: nn.Module, name: str, value: object, at: int) -> None:
+        super().__init__()
+        self.neuron, self.name, self.value, self.at = neuron, name, value, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = torch.full_like(x[0], self.value) if self.name == "tensor" else self.value
+        name = "v" if self.name == "tensor" else self.name
+        if self.neuron.step_mode == "m":
+            setattr(self.neuron, name, value)
+            return self.neuron(x)
+        spikes = []
+        for at, step in enumerate(x):
+            if at == self.at:
+                setattr(self.neuron, name, value)
+            spikes.append(self.neuron(step))
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize(
+    ("name", "value", "at", "message"),
+    [
+        ("v", 0.25, 0, "sets the neuron's state to 0.25, its initial state is 0"),
+        ("tensor", 0.25, 0, "takes a state that is neither its initial one nor that of its last step"),
+        ("v_threshold", 0.5, 0, "sets v_threshold of the neuron in its forward"),
+        ("v_threshold", 0.5, 2, "sets v_threshold of the neuron in its forward"),
+    ],
+)
+def test_what_a_forward_sets_of_its_neurons_is_no_guess(
+    mode: str, name: str, value: object, at: int, message: str
+) -> None:
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron").IFNode(step_mode=mode)
+    if (mode, name) == ("m", "tensor"):
+        pytest.skip("not told from a reset")
+    with pytest.raises(CompileError, match=message):
+        from_torch(Setting(neuron, name, value, at), EVENTS, T)
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize("name", ["v", "tensor"])
+def test_a_forward_may_start_its_neurons_from_their_initial_state(mode: str, name: str) -> None:
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron").IFNode(step_mode=mode)
+    net = Setting(neuron, name, 0.0, 0)
+    graph = from_torch(net, EVENTS, T)
+    assert torch.equal(evaluate(graph, EVENTS).output, net(EVENTS))
+
+
 class ImageLoop(nn.Module):
     """The same image at each step."""
 
