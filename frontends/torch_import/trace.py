@@ -119,7 +119,13 @@ def _chosen(inputs: int, outputs: int, output: int | None, name: str) -> int:
 def _exported(opaque: Opaque, example: Tensor, name: str) -> torch.export.ExportedProgram:
     watch = StateWatch(opaque.network, opaque.stand_ins)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _silent_log(), unchanged(opaque.reachable):
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            warnings.catch_warnings(),
+            _silent_log(),
+            unchanged(opaque.reachable),
+        ):
             # said better by the StateWatch below
             warnings.filterwarnings("ignore", message=".*assigned during export")
             program = torch.export.export(opaque.network, (example,), strict=False)

@@ -95,6 +95,7 @@ class Readings:
 
 def shown(value: Tensor) -> str:
     """A number for people."""
+    value = value.detach()
     if not value.ndim:
         return f"{float(value):.6g}"
     return f"{float(value.min()):.6g} to {float(value.max()):.6g} ({len(value)} channels)"
