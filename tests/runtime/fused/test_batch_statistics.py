@@ -20,6 +20,7 @@ from tests.runtime.fused.gradients import Step, double, margin, step, upstream_l
 from tests.runtime.fused.networks import SMOOTH, Network, Norm, T, networks
 
 CERTAIN = 32  # times as far as f32 moves torch's membranes, and ours round as often
+FAULT = 1e-3  # of the largest gradient and of the terms that it adds up
 QUANTILES = (0.5, 0.75, 0.9)  # of many errors; the largest of a handful is one draw of noise
 ULP = torch.finfo(torch.float32).eps
 
@@ -88,9 +89,9 @@ def check(network: Network, seed: int) -> list[Errors]:
     for name, want in exact.grads.items():
         assert want is not None
         largest, terms = float(want.abs().max()), scales.get(name, 0.0)
-        # a single gradient is one draw of noise: this limit is for faults, and `check_many` for how exact they are
-        floor = ULP * (256 * largest + 8 * terms)
-        limit = 32 * max(error(theirs, exact, name), error(last, exact, name)) + floor
+        # Batch norms behind a layer may cancel what it is sent, and a single gradient is one draw of noise: this limit
+        # is for faults, and `check_many` for how exact gradients are.
+        limit = 32 * max(error(theirs, exact, name), error(last, exact, name)) + FAULT * (largest + terms)
         assert error(ours, exact, name) <= limit, name
         if largest > 0.0:
             unit = ULP * (largest + terms)
