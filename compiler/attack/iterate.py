@@ -46,7 +46,7 @@ def attack(victim: Victim, cases: Iterable[Case], settings: Settings) -> Iterato
     Source: algorithm 5.
     """
     kind = attackable(victim, settings)
-    queue = Lanes((_checked(case, victim) for case in cases), lambda case: case.sample)
+    queue = Lanes((checked(case, victim) for case in cases), lambda case: case.sample)
     slots: list[_Slot] = []
     while True:
         slots += [_Slot(case, place, torch.from_numpy(case.x.copy())) for place, case in queue.fill(_taken(slots))]
@@ -125,6 +125,7 @@ def _outcome(slot: _Slot, status: Status) -> Outcome:
         vanished=slot.vanished,
         queries=slot.step + 1,
         gradients=slot.step,
+        draw=slot.step,
     )
 
 
@@ -137,7 +138,7 @@ def _batch(slots: list[_Slot], axis: int) -> Batch:
     )
 
 
-def _checked(case: Case, victim: Victim) -> Case:
+def checked(case: Case, victim: Victim) -> Case:
     """Raises: CompileError for a case that does not fit the network."""
     graph = victim.graph
     node = graph.input

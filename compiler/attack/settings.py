@@ -75,7 +75,8 @@ class Outcome:
     """What became of a sample.
 
     adversarial: its last values, the example where the status is success.
-    iterations: updates done; vanished: those without a gradient. queries, gradients: passes through the network.
+    iterations: updates done, of all restarts; vanished: those without a gradient; queries, gradients: passes through
+    the network. draw: step of the Bernoulli code that the status was told by, 0 where the network draws none.
     """
 
     case: Case
@@ -86,3 +87,4 @@ class Outcome:
     vanished: int
     queries: int
     gradients: int
+    draw: int = 0
