@@ -27,6 +27,13 @@ class Schedule(StrEnum):
     COSINE = "cosine"  # half a period, from the full rate down to zero
 
 
+class Optimiser(StrEnum):
+    """The update."""
+
+    SGD = "sgd"  # heavy-ball gradient descent
+    ADAM = "adam"  # first moments decay by the momentum, second ones by 0.999
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
     """One update: mean loss and correct predictions of its batch, before the update."""
@@ -38,7 +45,7 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescentRecipe:
-    """How one network is trained by heavy-ball gradient descent, without dampening.
+    """How one network is trained: heavy-ball gradient descent without dampening, or Adam.
 
     Units: loss_scale multiplies the loss before its gradient is rounded to FP16; f32 has no need of it.
     """
@@ -46,6 +53,7 @@ class DescentRecipe:
     epochs: int
     batch: int  # samples of an update
     learning_rate: float
+    optimiser: Optimiser = Optimiser.SGD
     momentum: float = 0.9
     weight_decay: float = 0.0
     loss: Loss = Loss.MSE
@@ -89,6 +97,9 @@ _RECIPES: Mapping[str, DescentRecipe] = MappingProxyType(
     {
         "digits-conv": _DIGITS,
         "digits-fc": replace(_DIGITS, epochs=6, learning_rate=0.8, momentum=0.5),
+        "attack-image-small": DescentRecipe(
+            epochs=4, batch=64, learning_rate=1e-3, optimiser=Optimiser.ADAM, warmup=0.02
+        ),
         "mnist": DescentRecipe(epochs=2, batch=16, learning_rate=0.05, warmup=0.1),
     }
 )

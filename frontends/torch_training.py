@@ -1,4 +1,4 @@
-"""Trains a graph in torch: autograd and torch.optim.SGD in f32, with the surrogates of the graph's neurons."""
+"""Trains a graph in torch: autograd and torch.optim in f32, with the surrogates of the graph's neurons."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from compiler.ir import Graph
 from compiler.losses import Loss
-from frontends.descent import F32, BatchResult, DescentRecipe, Labels, State
+from frontends.descent import F32, BatchResult, DescentRecipe, Labels, Optimiser, State
 from frontends.recipe import loss_of, torch_threads
 from frontends.to_torch import GraphModule, graph_with, to_torch
 from hwmodel.errors import CompileError, Loc
 
 _EVALUATION_BATCH = 256
+_SECOND_MOMENT = 0.999
+# what an optimiser remembers of a parameter: our names, torch's
+_STATE = {"momentum": "momentum_buffer", "moment1": "exp_avg", "moment2": "exp_avg_sq", "updates": "step"}
 
 Execution = Callable[[GraphModule], nn.Module]  # makes what computes a pass, on the module's own tensors
 
@@ -46,7 +49,7 @@ class Alone:
 
 
 class TorchTrainer:
-    """A graph in training, with the update of `torch.optim.SGD`.
+    """A graph in training, with the update of `torch.optim.SGD` or `torch.optim.Adam`.
 
     Each presentation of a sample draws its own Bernoulli code, from the graph's seed and the number of samples
     presented before it. Of several processes each is shown the whole batch and takes its part.
@@ -67,12 +70,7 @@ class TorchTrainer:
         if not list(self._module.parameters()):
             raise CompileError("the network has no weights to train", graph.input.loc)
         self._network: nn.Module = execution(self._module) if execution is not None else self._module
-        self._optimiser = torch.optim.SGD(
-            self._module.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
+        self._optimiser = _optimiser(recipe, self._module)
         self._presented = 0
 
     def step(self, x: F32, labels: Labels, learning_rate: float) -> BatchResult:
@@ -120,9 +118,10 @@ class TorchTrainer:
         for name, value in self._module.arrays().items():
             state[f"array.{name}"] = _array(value)
         for name, parameter in self._parameters():
-            momentum = self._optimiser.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                state[f"momentum.{name}"] = _array(momentum)
+            own = self._optimiser.state[parameter]
+            for kind, key in _STATE.items():
+                if own.get(key) is not None:
+                    state[f"{kind}.{name}"] = _array(own[key])
         return state
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -140,13 +139,14 @@ class TorchTrainer:
             for name, value in self._module.arrays().items():
                 value.copy_(torch.from_numpy(state[f"array.{name}"]))
         for name, parameter in self._parameters():
-            momentum = state.get(f"momentum.{name}")
-            if momentum is None:
-                self._optimiser.state.pop(parameter, None)
-            else:
-                # laid out as its parameter, as torch does: another layout may round otherwise
-                buffer = torch.empty_like(parameter, requires_grad=False).copy_(torch.from_numpy(momentum))
-                self._optimiser.state[parameter]["momentum_buffer"] = buffer
+            self._optimiser.state.pop(parameter, None)
+            for kind, key in _STATE.items():
+                stored = state.get(f"{kind}.{name}")
+                if stored is not None:
+                    value = torch.from_numpy(stored)
+                    # laid out as its parameter, as torch does: another layout may round otherwise
+                    like = torch.empty_like(parameter, requires_grad=False) if value.ndim else torch.empty(())
+                    self._optimiser.state[parameter][key] = like.copy_(value)
         self._presented = int(state["presented"])
 
     def _samples(self, x: F32, part: slice) -> Tensor:
@@ -156,6 +156,16 @@ class TorchTrainer:
         for name, value in self._module.arrays().items():
             if isinstance(value, torch.nn.Parameter):
                 yield name, value
+
+
+def _optimiser(recipe: DescentRecipe, module: nn.Module) -> torch.optim.Optimizer:
+    """Torch's own, over all parameters of the module."""
+    parameters, rate, decay = module.parameters(), recipe.learning_rate, recipe.weight_decay
+    match recipe.optimiser:
+        case Optimiser.SGD:
+            return torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay)
+        case Optimiser.ADAM:
+            return torch.optim.Adam(parameters, lr=rate, betas=(recipe.momentum, _SECOND_MOMENT), weight_decay=decay)
 
 
 def _array(value: Tensor) -> F32:

@@ -112,6 +112,7 @@ _CIFAR_MEDIUM = "128C3(Encoding)-128C3S2-256C3-256C3S2-512C3-512C3S2-1024FC-512F
 _CIFAR_SMALL = "128C3S2(Encoding)-256C3S2-512C3S2-1024FC-512FC-10FC"
 _ATTACK_SPIKE = "128C3-128C3-AP2-384C3-384C3-AP2-1024FC-512FC-10FC"
 _ATTACK_IMAGE = "128C3-256C3-AP2-512C3-AP2-1024C3-512C3-1024FC-512FC-10FC"
+_ATTACK_IMAGE_SMALL = "16C3-32C3-AP2-32C3-AP2-64C3-32C3-128FC-64FC-10FC"
 _ATTACK_GESTURE = "64C3-128C3-AP2-128C3-AP2-256FC-11FC"
 
 # table 5.6: th_f, eta as the surrogate's peak, th_r - th_l (printed for events only; 1 in the released code)
@@ -207,6 +208,7 @@ _ATTACK_NETWORKS = (
     replace(_ATTACK, name="attack-spike-cifar10dvs", input_shape=(2, 42, 42), timesteps=10),
     _ATTACK_MNIST,
     replace(_ATTACK_MNIST, name="attack-image-cifar10", input_shape=_CIFAR_SHAPE),
+    replace(_ATTACK_MNIST, name="attack-image-small", source="ours", notation=_ATTACK_IMAGE_SMALL, dropout=()),
     replace(_ATTACK, name="attack-gesture", notation=_ATTACK_GESTURE, input_shape=(2, 32, 32), timesteps=60),
 )
 

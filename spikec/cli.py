@@ -40,6 +40,13 @@ class LossOption(StrEnum):
     MSE = "mse"
 
 
+class OptimiserOption(StrEnum):
+    """The update of a training run."""
+
+    SGD = "sgd"
+    ADAM = "adam"
+
+
 class TrainBackend(StrEnum):
     """What computes the updates of a training run."""
 
@@ -195,7 +202,8 @@ def train(
         int | None, typer.Option(help="samples of an update, of all processes together; the recipe's own")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate at its highest; the recipe's own")] = None,
-    momentum: Annotated[float | None, typer.Option(help="the recipe's own")] = None,
+    optimiser: Annotated[OptimiserOption | None, typer.Option(help="the recipe's own")] = None,
+    momentum: Annotated[float | None, typer.Option(help="of adam, decay of first moments; the recipe's own")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="the recipe's own")] = None,
     loss: Annotated[LossOption | None, typer.Option(help="the recipe's own")] = None,
     loss_scale: Annotated[float | None, typer.Option(help="h2learn: factor of the loss before FP16")] = None,
@@ -238,6 +246,7 @@ def train(
         )
         raise typer.Exit(run_train_stdp(stdp, as_json=json))
     from compiler.losses import Loss
+    from frontends.descent import Optimiser
     from spikec.commands.train import run_train
     from spikec.training.request import Backend, TrainRequest
 
@@ -248,6 +257,7 @@ def train(
         epochs=epochs,
         batch=batch,
         learning_rate=lr,
+        optimiser=Optimiser(optimiser.value) if optimiser is not None else None,
         momentum=momentum,
         weight_decay=weight_decay,
         loss=Loss(loss.value) if loss is not None else None,

@@ -58,6 +58,7 @@ class TrainReport:
     learning_rate: float
     schedule: str
     warmup: float  # share of the steps
+    optimiser: str
     momentum: float
     weight_decay: float
     batch_norm: str
@@ -253,6 +254,7 @@ def _report(run: _Run, trainer: TorchTrainer | H2LearnTrainer, history: History,
         learning_rate=recipe.learning_rate,
         schedule=str(recipe.schedule),
         warmup=recipe.warmup,
+        optimiser=str(recipe.optimiser),
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         batch_norm=batch_norm,
@@ -318,7 +320,7 @@ def _show(report: TrainReport, facts: FusedFacts | None) -> None:
         *((f"{report.loss_function}, epoch {n}", f"{loss:.4f}") for n, loss in enumerate(report.losses, start=1)),
         ("steps, samples of a batch", f"{report.steps:,}, {report.batch}"),
         ("learning rate", f"{report.learning_rate:g}, {report.schedule}"),
-        ("momentum, weight decay", f"{report.momentum:g}, {report.weight_decay:g}"),
+        ("optimiser, momentum, weight decay", f"{report.optimiser}, {report.momentum:g}, {report.weight_decay:g}"),
         ("batch norm", report.batch_norm),
         *_accelerator_rows(report),
         *_fused_rows(facts),

@@ -17,7 +17,7 @@ from compiler.ir.ops import BatchNorm
 from compiler.losses import Loss
 from compiler.passes import FoldBatchNorm
 from frontends.datasets import Samples
-from frontends.descent import DescentRecipe, default_recipe, descent_recipe
+from frontends.descent import DescentRecipe, Optimiser, default_recipe, descent_recipe
 from hwmodel.errors import CompileError, Loc
 from spikec.training.checkpoint import Identity
 from spikec.training.h2learn import Accelerators
@@ -51,6 +51,7 @@ class TrainRequest:
     epochs: int | None
     batch: int | None
     learning_rate: float | None
+    optimiser: Optimiser | None
     momentum: float | None
     weight_decay: float | None
     loss: Loss | None
@@ -87,10 +88,13 @@ class TrainRequest:
         """
         name, _, _ = self.model.removeprefix("zoo:").partition("@")
         own = descent_recipe(name) if self.model.startswith("zoo:") else default_recipe()
-        fields = ("epochs", "batch", "learning_rate", "momentum", "weight_decay", "loss", "loss_scale")
+        fields = ("epochs", "batch", "learning_rate", "optimiser", "momentum", "weight_decay", "loss", "loss_scale")
         given = {field: getattr(self, field) for field in (*fields, "fold_batch_norm")}
         recipe = replace(own, **{field: value for field, value in given.items() if value is not None})
         recipe.verify()
+        if self.backend is Backend.H2LEARN and recipe.optimiser is not Optimiser.SGD:
+            message = f"the accelerator updates by {Optimiser.SGD}, not by {recipe.optimiser}"
+            raise CompileError(message, Loc("--optimiser"), hint=f"--optimiser {Optimiser.SGD}, or --backend torch")
         return recipe
 
 

@@ -1,4 +1,4 @@
-"""Training a graph in torch: the update of torch.optim.SGD on the module itself, and states that continue."""
+"""Training a graph in torch: the update of torch.optim on the module itself, and states that continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compiler.ir.ops import BatchNorm
 from compiler.losses import Loss
 from compiler.passes import FoldBatchNorm, PrependEncode
 from frontends import zoo
-from frontends.descent import F32, DescentRecipe, Labels
+from frontends.descent import F32, DescentRecipe, Labels, Optimiser
 from frontends.from_torch import from_torch
 from frontends.recipe import loss_of
 from frontends.torch_training import TorchTrainer
@@ -40,13 +40,19 @@ def bernoulli_graph() -> Graph:
 
 
 @pytest.mark.parametrize("loss", Loss)
-def test_the_update_is_that_of_torch_on_the_module_itself(loss: Loss) -> None:
+@pytest.mark.parametrize("kind", Optimiser)
+def test_the_update_is_that_of_torch_on_the_module_itself(kind: Optimiser, loss: Loss) -> None:
     module, graph = network("digits-fc")
-    trainer = TorchTrainer(graph, replace(RECIPE, loss=loss))
-    optimiser = torch.optim.SGD(module.parameters(), lr=9.0, momentum=0.5, weight_decay=0.01)
+    trainer = TorchTrainer(graph, replace(RECIPE, loss=loss, optimiser=kind))
+    optimiser: torch.optim.Optimizer
+    match kind:
+        case Optimiser.SGD:
+            optimiser = torch.optim.SGD(module.parameters(), lr=9.0, momentum=0.5, weight_decay=0.01)
+        case Optimiser.ADAM:
+            optimiser = torch.optim.Adam(module.parameters(), lr=9.0, betas=(0.5, 0.999), weight_decay=0.01)
     module.train()
     for number, (x, labels) in enumerate(batches(4, (1, 8, 8)), start=1):
-        rate = 0.3 / number
+        rate = {Optimiser.SGD: 0.3, Optimiser.ADAM: 1e-3}[kind] / number
         optimiser.param_groups[0]["lr"] = rate
         value = loss_of(loss, module(torch.from_numpy(x)), torch.from_numpy(labels))
         optimiser.zero_grad()
@@ -101,11 +107,12 @@ def test_every_presentation_draws_its_own_code() -> None:
 
 
 @pytest.mark.parametrize("make", [bernoulli_graph, lambda: network("digits-conv")[1]], ids=["bernoulli", "batch_norm"])
-def test_a_restored_state_continues_bit_for_bit(make: object) -> None:
+@pytest.mark.parametrize("kind", Optimiser)
+def test_a_restored_state_continues_bit_for_bit(kind: Optimiser, make: object) -> None:
     graph = make()  # type: ignore[operator]
     shape = tuple(graph.types[graph.input.name].shape[1:])
     shown = batches(5, shape)
-    whole, first, second = (TorchTrainer(graph, RECIPE) for _ in range(3))
+    whole, first, second = (TorchTrainer(graph, replace(RECIPE, optimiser=kind)) for _ in range(3))
     for x, labels in shown:
         whole.step(x, labels, 0.1)
     for x, labels in shown[:2]:

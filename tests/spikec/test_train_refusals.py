@@ -90,6 +90,7 @@ def test_what_the_accelerator_cannot_train(files: Path, golden: Golden) -> None:
     cases = {
         "another surrogate": ("train", "smooth.spk", *TRAIN[2:], *MACHINE),
         "loss scale": (*TRAIN, *MACHINE, "--loss-scale", "1e9"),
+        "another optimiser": (*TRAIN, *MACHINE, "--optimiser", "adam"),
     }
     golden("train_machine.txt", messages(cases))
     hint = "fold it into the weights first (--fold-batch-norm), or use the torch backend"
