@@ -25,6 +25,7 @@ from hwmodel.folders import VARIABLE, cache_folder
 
 __all__ = ["CacheWarning", "TrainedInfo", "cache_folder", "trained"]
 
+_TIMESTEPS = 10
 RECIPE_VERSION = 1  # raised when training gives other weights for the same recipe
 
 
@@ -54,11 +55,13 @@ def trained(
     data: str,
     *,
     seed: int = 0,
-    timesteps: int = 10,
+    timesteps: int | None = None,
     recipe: Recipe | None = None,
     progress: ProgressCallback | None = None,
 ) -> tuple[nn.Module, TrainedInfo]:
     """The zoo network trained on `data` by its recipe, from the cache if a sound copy is there.
+
+    timesteps: as many as events have, else 10, unless given.
 
     A copy whose hash is wrong is replaced, with a CacheWarning. Processes may train at once: each writes a
     file of its own and moves it into place whole.
@@ -66,9 +69,11 @@ def trained(
     that cannot be written, or training that diverges.
     """
     network = entry(name)
+    sets = train_and_test(data)
+    if timesteps is None:
+        timesteps = sets[0].x.shape[1] if sets[0].has_time else _TIMESTEPS
     module = build(name, seed=seed, timesteps=timesteps)
     chosen = recipe or recipe_for(name)
-    sets = train_and_test(data)
     for samples in sets:
         _check_fit(network, samples, timesteps, _classes(module))
     fingerprint = _fingerprint(network, chosen, sets, module, f"{seed} {timesteps}")

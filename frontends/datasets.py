@@ -90,10 +90,12 @@ class Samples:
 
 
 def load(name: str, *, split: Split) -> Samples:
-    """Samples of `digits`, `mnist5k`, `mnist`, `fashion`, `FILE.npz` or `synthetic:SHAPE`.
+    """Samples of `digits`, `mnist5k`, `mnist`, `fashion`, `FILE.npz`, `synthetic:SHAPE`, or of events.
 
     `mnist:FOLDER` and `fashion:FOLDER` read IDX files from a folder. A user's file is one set: each split
     is the whole of it. `synthetic:CxHxW` gives uniform images, `synthetic:TxCxHxW` Bernoulli events.
+    `nmnist:FOLDER`, `cifar10dvs:FOLDER` and `dvsgesture:FOLDER` read recordings of event cameras,
+    `synthetic-saccades:SOURCE` makes events from images (frontends.events).
     Raises: CompileError for an unknown name, a data set that is not on this machine, or a broken file.
     """
     kind, _, rest = name.partition(":")
@@ -108,12 +110,21 @@ def load(name: str, *, split: Split) -> Samples:
             return _fashion(rest, split)
         case "synthetic", _:
             return _synthetic(name, rest, split)
+        case (("nmnist" | "cifar10dvs" | "dvsgesture"), _):
+            from frontends.events import load_recordings
+
+            return load_recordings(name, split)
+        case "synthetic-saccades", _:
+            from frontends.events import load_saccades
+
+            return load_saccades(name, split)
         case _ if name.endswith(".npz"):
             return load_npz(Path(name))
     raise CompileError(
         "is no data set",
         _loc(name),
-        hint="known: digits, mnist5k, mnist, fashion, FILE.npz, synthetic:CxHxW, synthetic:TxCxHxW",
+        hint="known: digits, mnist5k, mnist, fashion, FILE.npz, synthetic:CxHxW, synthetic:TxCxHxW, nmnist:FOLDER, "
+        "cifar10dvs:FOLDER, dvsgesture:FOLDER, synthetic-saccades:SOURCE",
     )
 
 

@@ -63,6 +63,8 @@ _RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "digits-conv": Recipe(epochs=12, batch=64, lr=4e-3, threads=1),
         "digits-fc": Recipe(epochs=25, batch=64, lr=4e-3, threads=1),
+        "digits-attack": Recipe(epochs=8, batch=32, lr=2e-3, threads=1),
+        "digits-events": Recipe(epochs=8, batch=32, lr=1e-3, threads=1),
     }
 )
 

@@ -242,7 +242,21 @@ _DIGITS = ZooEntry(
     input_shape=_DIGITS_SHAPE,
     batch_norm=True,
 )
-_DIGITS_NETWORKS = (_DIGITS, replace(_DIGITS, name="digits-fc", notation="128FC(Encoding)-64FC-10FC"))
+_DIGITS_ATTACK = replace(
+    _ATTACK_MNIST,
+    name="digits-attack",
+    source="ours",
+    notation="16C3-32C3-AP2-128FC-64FC-10FC",
+    input_shape=_DIGITS_SHAPE,
+    dropout=(),
+)
+_DIGITS_NETWORKS = (
+    _DIGITS,
+    replace(_DIGITS, name="digits-fc", notation="128FC(Encoding)-64FC-10FC"),
+    _DIGITS_ATTACK,
+    # digits as synthetic saccades, a pixel of margin on each side
+    replace(_DIGITS_ATTACK, name="digits-events", input_shape=(2, 10, 10), coding=None),
+)
 
 _ENTRIES: Mapping[str, ZooEntry] = MappingProxyType(
     {

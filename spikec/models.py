@@ -61,7 +61,7 @@ def load_model(
 ) -> Model:
     """The graph of `zoo:NAME`, `zoo:NAME@DATA`, `FILE.spk`, `FILE.onnx`, `FILE.nir` or `module:function`.
 
-    timesteps: 10 unless given; a file keeps its own.
+    timesteps: 10 unless given, or as many as the events that a network is trained on; a file keeps its own.
     seed: of initial weights, training and encodings; a file keeps its own.
     input_shape: for module:function, the example's shape, as 3x32x32 (an image) or 10x3x32x32 (a sequence); for a NIR
     file that does not say it, a sample's.
@@ -103,7 +103,7 @@ def resolve_model(
     if model.startswith("zoo:"):
         if steps.output:
             raise CompileError("an output is chosen, but the network has one", Loc(model))
-        return _from_zoo(model.removeprefix("zoo:"), timesteps or DEFAULT_TIMESTEPS, seed, progress)
+        return _from_zoo(model.removeprefix("zoo:"), timesteps, seed, progress)
     if ":" in model:
         return _from_function(model, timesteps or DEFAULT_TIMESTEPS, seed, input_shape, steps)
     raise CompileError(
@@ -113,13 +113,15 @@ def resolve_model(
     )
 
 
-def _from_zoo(text: str, timesteps: int, seed: int, progress: Callable[[Progress], None] | None) -> Model:
+def _from_zoo(text: str, timesteps: int | None, seed: int, progress: Callable[[Progress], None] | None) -> Model:
     name, at, data = text.partition("@")
     network = entry(name)
     info = None
     if at:
         module, info = trained(name, data, seed=seed, timesteps=timesteps, progress=progress)
+        timesteps = info.timesteps
     else:
+        timesteps = timesteps or DEFAULT_TIMESTEPS
         module = build(name, seed=seed, timesteps=timesteps)
     example = torch.zeros(network.example_shape(_EXAMPLE_BATCH, timesteps))
     graph = from_torch(module, example, timesteps, name=name)

@@ -143,6 +143,24 @@ def test_samples_without_labels() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
+def test_digits_are_learned_through_a_bernoulli_code(seed: int) -> None:
+    recipe = recipe_for("digits-attack")
+    result = train(
+        zoo.build("digits-attack", seed=seed, timesteps=15),
+        load("digits", split=Split.TRAIN),
+        load("digits", split=Split.TEST),
+        epochs=recipe.epochs,
+        batch=recipe.batch,
+        lr=recipe.lr,
+        seed=seed,
+        threads=recipe.threads,
+        encode=bernoulli(15),
+    )
+    assert result.accuracy_test >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("name", "floor"), [("digits-conv", 0.97), ("digits-fc", 0.95)])
 def test_recipes_reach_their_accuracy(name: str, floor: float, seed: int) -> None:
     recipe = recipe_for(name)
