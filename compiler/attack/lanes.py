@@ -16,15 +16,15 @@ Item = TypeVar("Item")
 class Lanes(Generic[Item]):
     """Items that wait for one of their places: a sample's place in a block always is that of its index."""
 
-    def __init__(self, items: Iterator[Item], sample: Callable[[Item], int]) -> None:
-        """sample: the index of an item's sample."""
-        self._items, self._sample = items, sample
+    def __init__(self, items: Iterator[Item], sample: Callable[[Item], int], *, blocks: int = LANES) -> None:
+        """sample: the index of an item's sample; blocks: as many go through the network at once."""
+        self._items, self._sample, self._blocks = items, sample, blocks
         self._waiting: list[deque[Item]] = [deque() for _ in range(BLOCK)]
 
     def fill(self, taken: set[int]) -> list[tuple[int, Item]]:
         """Items for the places that are free, with their places."""
         filled = []
-        for place in range(LANES * BLOCK):
+        for place in range(self._blocks * BLOCK):
             if place not in taken:
                 filled += [(place, item) for item in self._next(place % BLOCK)]
         return filled

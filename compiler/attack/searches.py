@@ -12,8 +12,8 @@ from compiler.attack.goal import succeeds
 from compiler.attack.inputs import Attackable, Batch, attackable
 from compiler.attack.iterate import checked
 from compiler.attack.lanes import Lanes
+from compiler.attack.network import Network
 from compiler.attack.settings import Case, Outcome, Settings, Status
-from compiler.attack.victim import Victim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class _Slot:
 
 
 def run_searches(
-    victim: Victim, cases: Iterable[Case], search: Callable[[Case], Search], settings: Settings
+    victim: Network, cases: Iterable[Case], search: Callable[[Case], Search], settings: Settings
 ) -> Iterator[Outcome]:
     """The outcome of each case's search, in no fixed order; which run beside it changes nothing about one.
 
@@ -65,17 +65,27 @@ def run_searches(
 
     Raises: CompileError for a case that does not fit the network.
     """
+    return run_prepared(victim, ((case, search(case)) for case in cases), settings)
+
+
+def run_prepared(victim: Network, prepared: Iterable[tuple[Case, Search]], settings: Settings) -> Iterator[Outcome]:
+    """As `run_searches`, for searches that know more than their case; one may end without a question.
+
+    Raises: CompileError for a case that does not fit the network.
+    """
     kind = attackable(victim, settings)
-    queue = Lanes((checked(case, victim) for case in cases), lambda case: case.sample)
+    queue = Lanes(((checked(case, victim), search) for case, search in prepared), lambda item: item[0].sample)
     slots: dict[int, _Slot] = {}
     while True:
-        for place, case in queue.fill(set(slots)):
-            started = search(case)
-            slots[place] = _Slot(case, started, next(started))
-        if not slots:
+        finished = {}
+        for place, (case, search) in queue.fill(set(slots)):
+            try:
+                slots[place] = _Slot(case, search, next(search))
+            except StopIteration as end:
+                finished[place] = end.value
+        if not slots and not finished:
             return
         answers = _answers(victim, kind, slots)
-        finished = {}
         for place, answer in answers.items():
             slot = slots[place]
             try:
@@ -86,7 +96,7 @@ def run_searches(
         yield from _confirmed(victim, kind, finished)
 
 
-def _answers(victim: Victim, kind: Attackable, slots: dict[int, _Slot]) -> dict[int, Answer]:
+def _answers(victim: Network, kind: Attackable, slots: dict[int, _Slot]) -> dict[int, Answer]:
     """To every slot's ask."""
     answers: dict[int, Answer] = {}
     for is_gradient in (False, True):
@@ -100,7 +110,7 @@ def _answers(victim: Victim, kind: Attackable, slots: dict[int, _Slot]) -> dict[
     return answers
 
 
-def _asked(victim: Victim, kind: Attackable, slots: dict[int, _Slot], places: list[int]) -> dict[int, Answer]:
+def _asked(victim: Network, kind: Attackable, slots: dict[int, _Slot], places: list[int]) -> dict[int, Answer]:
     """All of one kind; the inputs go to the places, in the order of the slots."""
     axis = int(victim.has_time)
     rows = [(slot, x, step) for slot in slots.values() for x, step in zip(slot.ask.x, slot.ask.steps, strict=True)]
@@ -125,7 +135,7 @@ def _batch(kind: Attackable, rows: Sequence[tuple[_Slot, Tensor, int]]) -> Batch
     return Batch(samples=samples, steps=steps, clean=now, now=now)
 
 
-def _confirmed(victim: Victim, kind: Attackable, outcomes: dict[int, Outcome]) -> Iterator[Outcome]:
+def _confirmed(victim: Network, kind: Attackable, outcomes: dict[int, Outcome]) -> Iterator[Outcome]:
     """Outcomes, of which no success is left that the sample's own place does not repeat."""
     successes = {place: outcome for place, outcome in outcomes.items() if outcome.status is Status.SUCCESS}
     repeated = judged(victim, kind, list(successes.values()), list(successes)) if successes else []
@@ -138,7 +148,7 @@ def _confirmed(victim: Victim, kind: Attackable, outcomes: dict[int, Outcome]) -
             yield outcome
 
 
-def judged(victim: Victim, kind: Attackable, outcomes: Sequence[Outcome], places: Sequence[int]) -> list[bool]:
+def judged(victim: Network, kind: Attackable, outcomes: Sequence[Outcome], places: Sequence[int]) -> list[bool]:
     """Whether each outcome's example is what its attacker wants, under the code of its own draw."""
     now = torch.stack([torch.from_numpy(outcome.adversarial) for outcome in outcomes], kind.axis)
     samples, steps = [outcome.case.sample for outcome in outcomes], [outcome.draw for outcome in outcomes]

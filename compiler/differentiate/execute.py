@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from compiler.differentiate.steps import Arrays, LifForward
+from compiler.differentiate.steps import Arrays, LifBackward, LifForward, Slope, Storage
 from compiler.differentiate.training_graph import (
     LABELS,
     LOSS,
@@ -24,6 +24,7 @@ from compiler.ir import CompileError
 _PARAMETER = "@"
 _SHOWN = 8  # names in an error message
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+_NO_SLOPES: Mapping[str, Slope] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ def run_training(
     want: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
     first_sample: int = 0,
+    slopes: Mapping[str, Slope] = _NO_SLOPES,
 ) -> TrainingRun:
     """Execute what the training graph's outputs and the wanted values need.
 
@@ -53,9 +55,12 @@ def run_training(
         where these are computed.
     want: values to return besides the outputs, as "d.conv1" or "lif1.membrane".
     first_sample: index of the batch's first sample; Bernoulli draws depend on seed and sample index only.
+    slopes: by Lif node, ds/dm as a function of u = m - threshold - offset in place of its surrogate, whose window
+        no longer counts.
 
-    Shapes: x as the input node says, labels (N,) of class indices; values are (T, N, C, ...).
-    Raises: CompileError for an input, label or given value that does not fit, or a name that is not there.
+    Shapes: x as the input node says, labels (N,) of class indices; values are (T, N, C, ...), and so are u and ds/dm.
+    Raises: CompileError for an input, label or given value that does not fit, or a name that is not there; for a slope
+        of what is no Lif with a backward step, or of one whose membrane potentials are kept inside the window alone.
     """
     _check_input(training, x)
     values = {training.graph.input.name: x.to(dtype), **_given(training, x, given, dtype)}
@@ -74,8 +79,9 @@ def run_training(
     )
     nodes = training.needed(wanted, values)
     _check_complete(training, nodes, values)
+    _check_slopes(training, slopes)
     with torch.no_grad():
-        _execute(nodes, values, set(wanted), arrays)
+        _execute(nodes, values, set(wanted), arrays, slopes)
     return TrainingRun(
         loss=float(values[LOSS]) if LOSS in wanted else None,
         scores=values[training.graph.output] if training.graph.output in wanted else None,
@@ -84,7 +90,13 @@ def run_training(
     )
 
 
-def _execute(nodes: list[TrainingNode], values: dict[str, Tensor], wanted: set[str], arrays: Arrays) -> None:
+def _execute(
+    nodes: list[TrainingNode],
+    values: dict[str, Tensor],
+    wanted: set[str],
+    arrays: Arrays,
+    slopes: Mapping[str, Slope],
+) -> None:
     """Run the nodes in order; a value is dropped after its last reader."""
     last_reader = {name: node for node in nodes for name in node.inputs}
     for node in nodes:
@@ -92,7 +104,8 @@ def _execute(nodes: list[TrainingNode], values: dict[str, Tensor], wanted: set[s
         spikes = node.results[0].name
         if isinstance(node.step, LifForward) and spikes in values:
             inputs.append(values[spikes])
-        for value, result in zip(node.results, node.step.run(inputs, arrays), strict=True):
+        own = replace(arrays, slope=slopes.get(node.name)) if isinstance(node.step, LifBackward) else arrays
+        for value, result in zip(node.results, node.step.run(inputs, own), strict=True):
             if value.name in last_reader or value.name in wanted:
                 values.setdefault(value.name, result)
         for name in {*node.inputs} - wanted:
@@ -142,6 +155,16 @@ def _check_complete(training: TrainingGraph, nodes: list[TrainingNode], values: 
         seed = gradient_of(training.graph.output)
         hint = f"give labels, or the output's gradient as given={{{seed!r}: ...}}"
         raise _fault(training, f"%{min(missing)} is not given", hint)
+
+
+def _check_slopes(training: TrainingGraph, slopes: Mapping[str, Slope]) -> None:
+    steps = {node.name: node.step for node in training.nodes if isinstance(node.step, LifBackward)}
+    for name in slopes:
+        if name not in steps:
+            raise _fault(training, f"a slope is given for {name}, which is no Lif that a gradient goes through")
+        if steps[name].storage is not Storage.DENSE:
+            hint = "keep all membrane potentials: leave KeepCompressed out"
+            raise _fault(training, f"{name}: a slope needs potentials that are not kept", hint)
 
 
 def _check_input(training: TrainingGraph, x: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The steps of a training graph, by family: each its equation and its kernel in torch, none of them autograd."""
 
-from compiler.differentiate.steps.base import Arrays, Step
+from compiler.differentiate.steps.base import Arrays, Slope, Step
 from compiler.differentiate.steps.forward import Forward
 from compiler.differentiate.steps.linear import (
     Accumulate,
@@ -61,6 +61,7 @@ __all__ = [
     "RunningNormUpdate",
     "Saved",
     "ScaleBackward",
+    "Slope",
     "Step",
     "Storage",
 ]

@@ -13,6 +13,9 @@ from torch import Tensor
 from compiler.ir import Number, Param, TensorType
 from compiler.ir.ops import Parameters
 
+# ds/dm of a population by u = m - threshold - offset. Shapes: (T, N, C, ...) -> the same.
+Slope = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrays:
@@ -22,6 +25,7 @@ class Arrays:
     given: Mapping[str, Tensor]  # by parameter name
     dtype: torch.dtype
     first_sample: int  # index of the batch's first sample, for Bernoulli draws
+    slope: Slope | None = None  # stands for the surrogate of the population whose step runs
     _converted: dict[Param, Tensor] = field(default_factory=dict)
 
     def array(self, param: Param) -> Tensor:

@@ -94,7 +94,8 @@ class LifBackward(Step):
     dm[t] = ds[t] * fire'(m[t]) + dv[t]                (else)
     dx[t] = input_scale * dm[t]
 
-    The first term is +0 where fire' is 0, whatever ds is.
+    The first term is +0 where fire' is 0, whatever ds is. fire' is the surrogate, or the run's own slope where it
+    has one for the population.
 
     Shapes: dy (T, N, C, ...), each read value of the same shape -> dx of the same shape.
     Source: equations 2.4 and 2.5 are reset=hard, reset_value=0.
@@ -119,6 +120,7 @@ class LifBackward(Step):
         decay = arrays.number(op.decay, dy.ndim - 1)
         slope, reset_slope = self._slope(values, arrays), self._reset_slope(dy.ndim - 1, values, arrays)
         is_late = op.reset is Reset.SOFT and op.reset_delay
+        outside = slope == 0
         later = torch.zeros_like(dy[0])
         dm = torch.empty_like(dy)
         for t in reversed(range(len(dy))):
@@ -127,7 +129,7 @@ class LifBackward(Step):
             if reset_slope is not None:
                 ds = ds + (later if is_late else dv) * reset_slope.expand_as(dy)[t]
             kept = dv * (1 - values[Saved.SPIKES][t]) if op.reset is Reset.HARD else dv
-            later = torch.where(slope[t] != 0, ds * slope[t], 0.0) + kept
+            later = (ds * slope[t]).masked_fill_(outside[t], 0.0) + kept
             dm[t] = later
         return dm
 
@@ -143,6 +145,8 @@ class LifBackward(Step):
     def _slope(self, values: Mapping[Saved, Tensor], arrays: Arrays) -> Tensor:
         """fire'(m) at every step."""
         surrogate = self.op.surrogate
+        if arrays.slope is not None:
+            return arrays.slope(_over_threshold(self.op, values[Saved.MEMBRANE], arrays))
         if self.storage is Storage.DENSE:
             return surrogate_gradient(surrogate, _over_threshold(self.op, values[Saved.MEMBRANE], arrays))
         mask = values[Saved.MASK]

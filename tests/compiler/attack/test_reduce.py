@@ -15,6 +15,7 @@ from compiler.attack.goal import succeeds
 from compiler.attack.reduce import reduce_flips
 from compiler.ir import CompileError, DType, Encoding, Graph, Surrogate, SurrogateKind
 from tests.compiler.attack.networks import victims
+from tests.compiler.attack.spike_checks import Counted, counted
 from tests.compiler.attack.test_iterate import classified
 from tests.compiler.attack.test_victim import two_layers
 
@@ -39,17 +40,20 @@ def check_minimal(victim: Victim, before: Outcome, after: Outcome) -> None:
         assert not still(victim, after, single)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(victims(image_input=False), st.booleans(), st.integers(0, 99))
 def test_of_random_networks(graph: Graph, targeted: bool, seed: int) -> None:
     if graph.types[graph.input.name].dtype is not DType.SPIKE:
         return
-    victim = Victim(graph, surrogate=WIDE)
+    victim = Counted(graph, surrogate=WIDE)
     start = classified(victim, 20, seed)
     if targeted:
         start = [replace(case, target=(case.label + 1) % victim.classes) for case in start]
     before = {outcome.case.sample: outcome for outcome in attack(victim, start, Settings(iterations=8, gamma=0.5))}
-    after = {outcome.case.sample: outcome for outcome in reduce_flips(victim, before.values())}
+    after = {
+        outcome.case.sample: outcome
+        for outcome in counted(victim, reduce_flips(victim, before.values()), list(before.values()))
+    }
     assert before.keys() == after.keys()
     for sample, outcome in after.items():
         if outcome.status is Status.SUCCESS:

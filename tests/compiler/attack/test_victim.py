@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compiler.attack import Victim, penultimate
+from compiler.attack.surrogates import PotentialDependent, SurrogateRule
 from compiler.attack.victim import BLOCK, with_threshold
 from compiler.differentiate import BatchStatistics, Loss, differentiate, run_training
 from compiler.evaluate import evaluate
@@ -83,6 +84,25 @@ def test_a_sample_s_bits_depend_on_its_place_in_a_block_alone(graph: Graph, samp
     whole = victim.gradient(x, classes).index_select(axis, torch.tensor(some))
     assert torch.equal(victim.gradient(part, own, places), whole)
     assert torch.equal(victim.scores(part, places), victim.scores(x)[some])
+
+
+@settings(max_examples=15, deadline=None)
+@given(victims(), st.sampled_from([None, 1.0]), st.sampled_from([None, PotentialDependent()]), st.integers(0, 99))
+def test_one_pass_gives_scores_and_gradients(
+    graph: Graph, threshold: float | None, surrogate: SurrogateRule | None, seed: int
+) -> None:
+    """The same bits as passes of their own, of the samples that are asked for."""
+    try:
+        victim = Victim(graph, threshold=threshold, surrogate=surrogate)
+    except CompileError:  # no penultimate neurons, or one threshold for each of their channels
+        victim = Victim(graph, surrogate=surrogate)
+    x, classes = random_input(victim, 5, seed), torch.arange(5) % victim.classes
+    places = [7, 0, 15, 4 * BLOCK + 3, 9]
+    passed = victim.forward(x, places)
+    assert torch.equal(passed.scores, victim.scores(x, places))
+    some, axis = torch.tensor([3, 1]), int(victim.has_time)
+    whole = victim.gradient(x, classes, places)
+    assert torch.equal(passed.gradient(classes[some], some.tolist()), whole.index_select(axis, some))
 
 
 def test_another_threshold_moves_the_forward_pass_alone() -> None:
