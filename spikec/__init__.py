@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from runtime.engines import fast, golden
     from runtime.session import RunResult, engines_for, run_program
     from runtime.training_session import StepReport, TrainingSession
+    from spikec.attack.network import Attacked, attack_network
     from spikec.fusing import fuse
 
 __version__ = "0.5.0"
 
 _HOMES = {
+    "Attacked": "spikec.attack.network",
     "CompileError": "compiler.ir",
     "Compiled": "compiler.h2learn.compile",
     "CompiledTraining": "compiler.h2learn.compile_training",
@@ -57,6 +59,7 @@ _HOMES = {
     "StepReport": "runtime.training_session",
     "TrainingGraph": "compiler.differentiate",
     "TrainingSession": "runtime.training_session",
+    "attack_network": "spikec.attack.network",
     "compile_inference": "compiler.h2learn.compile",
     "compile_training": "compiler.h2learn.compile_training",
     "convert_ann": "frontends.ann",
@@ -85,6 +88,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attacked",
     "CompileError",
     "Compiled",
     "CompiledTraining",
@@ -105,6 +109,7 @@ __all__ = [
     "StepReport",
     "TrainingGraph",
     "TrainingSession",
+    "attack_network",
     "compile_inference",
     "compile_training",
     "convert_ann",

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from hwmodel.errors import CompileError
+from spikec.cli_attack import attack_command
+from spikec.cli_certify import certify_command
 from spikec.cli_exchange import export_network, import_network
 from spikec.cli_options import JsonOption, ModelArgument, SeedOption
 from spikec.commands.target import Target, check_target, given_options
@@ -223,6 +225,14 @@ def train(
     compare: Annotated[
         bool | None, typer.Option("--compare/--no-compare", help="the same training in torch, f32; h2learn: by default")
     ] = None,
+    robust: Annotated[
+        str, typer.Option(metavar="SET", help="against all inputs of linf:eps=0.05, l0:k=4 or box:share=0.02")
+    ] = "",
+    robust_timesteps: Annotated[int | None, typer.Option(help="robust: time steps in training; the network's")] = None,
+    robust_warmup: Annotated[float | None, typer.Option(help="robust: share in which the set grows; 5/6")] = None,
+    robust_weight: Annotated[float | None, typer.Option(help="robust: share of the bounds' loss; 0.6")] = None,
+    robust_kappa: Annotated[float | None, typer.Option(help="robust: share of S-CROWN in margins; 0")] = None,
+    robust_samples: Annotated[int | None, typer.Option(help="robust: test samples to certify; 200")] = None,
     json: JsonOption = False,
 ) -> None:
     """Train a network; the default numbers are those of its recipe.
@@ -249,6 +259,7 @@ def train(
     from frontends.descent import Optimiser
     from spikec.commands.train import run_train
     from spikec.training.request import Backend, TrainRequest
+    from spikec.training.robust import robust_request
 
     request = TrainRequest(
         model=model,
@@ -275,12 +286,22 @@ def train(
         checkpoint_every=checkpoint_every,
         golden_check=golden_check,
         compare=compare,
+        robust=robust_request(
+            robust,
+            timesteps=robust_timesteps,
+            warmup=robust_warmup,
+            weight=robust_weight,
+            kappa=robust_kappa,
+            samples=robust_samples,
+        ),
     )
     raise typer.Exit(run_train(request, as_json=json))
 
 
 app.command("import")(import_network)
 app.command("export")(export_network)
+app.command("attack")(attack_command)
+app.command("certify")(certify_command)
 
 
 @app.command()
@@ -297,18 +318,36 @@ def inspect(
 
 @app.command()
 def reproduce(
-    item: Annotated[str, typer.Argument(help="a table, a figure or one of its numbers; all by default")] = "",
+    item: Annotated[
+        str, typer.Argument(help="a chapter (chapter-5), a table, a figure or one of its numbers; all by default")
+    ] = "",
     config: ConfigOption = "h2learn",
     simulated: Annotated[
-        bool, typer.Option(help="simulate the training programs and measure fused training too, about 4 min")
+        bool, typer.Option(help="simulate training programs, measure fused training, and attack: several minutes")
     ] = True,
+    networks: Annotated[
+        str, typer.Option(metavar="MSE.spk,CE.spk", help="chapter 5: attack these, trained by the two losses")
+    ] = "",
+    data: Annotated[str, typer.Option(help="chapter 5: what these were trained on, for example mnist")] = "",
+    per_class: Annotated[
+        str, typer.Option(metavar="N,M", help="chapter 5: samples of a class, untargeted and targeted; 5,1")
+    ] = "",
     figures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="draw the figures, SVG")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Put every published number of the dissertation's chapters 3 and 4 beside ours, with what it rests on."""
-    from spikec.commands.reproduce import run_reproduce
+    """Put every published number of the dissertation's chapters 3 to 5 beside ours, with what it rests on."""
+    from spikec.commands.reproduce import ReproduceRequest, run_reproduce
 
-    raise typer.Exit(run_reproduce(item, config=config, simulated=simulated, figures=figures, as_json=json))
+    request = ReproduceRequest(
+        item=item,
+        config=config,
+        simulated=simulated,
+        networks=networks,
+        data=data,
+        per_class=per_class,
+        figures=figures,
+    )
+    raise typer.Exit(run_reproduce(request, as_json=json))
 
 
 @app.command()

@@ -19,6 +19,8 @@ class Purpose(IntEnum):
     FRESH = 3  # Bernoulli codes that a finished example is judged by
     START = 4  # where a restart begins
     SEARCH = 5  # one stream of all that a black-box search draws
+    MASK = 6  # Bernoulli codes that a share is counted over, for a guarantee
+    PICK = 6  # which spikes of an input set may flip
 
 
 _RESTART = 1 << 32  # steps of a restart, far more than anybody does

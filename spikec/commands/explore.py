@@ -26,9 +26,10 @@ from spikec.explore.pareto import dominates, objectives, pareto_front
 from spikec.explore.points import PointResult, Study, TiledNetwork
 from spikec.explore.quantities import Prefix, digits, prefix_of
 from spikec.explore.results import ResultsFile, header_of
-from spikec.explore.runner import Workers, explore
+from spikec.explore.runner import explore
 from spikec.explore.space import Point, Space, Value, configured, default_space, load_space, values_of
 from spikec.models import load_model
+from spikec.workers import Workers
 
 Rows = Iterator[tuple[str, str]]
 

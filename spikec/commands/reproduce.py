@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from hwmodel.config import load_config
+from hwmodel.errors import CompileError, Loc
 from spikec.commands.talk import print_json, progress_bar
+from spikec.reproduce.attack_study import Subjects
+from spikec.reproduce.attack_subjects import default_subjects, own_subjects
 from spikec.reproduce.collect import check_item, collect_rows, is_part
 from spikec.reproduce.facts import Kind, Row, Value, load_facts
 
@@ -22,13 +26,41 @@ VALUE_WIDTH = 20  # longer texts are broken
 OF_VARIANTS = (Kind.PREDICTED, Kind.MEASURED)  # whose rows all say for what they hold
 
 
-def run_reproduce(item: str, *, config: str, simulated: bool, figures: Path | None, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReproduceRequest:
+    """The command's arguments; networks, data and per_class are for chapter 5's attacks, "" for its own."""
+
+    item: str
+    config: str
+    simulated: bool
+    networks: str
+    data: str
+    per_class: str
+    figures: Path | None
+
+    def subjects(self) -> Callable[[], Subjects]:
+        """What chapter 5 attacks.
+
+        Raises: CompileError for networks without their data, or the other way round.
+        """
+        if not self.networks:
+            given = {"--data": self.data, "--per-class": self.per_class}
+            for option in (name for name, value in given.items() if value):
+                raise CompileError("means nothing without --networks", Loc(option))
+            return default_subjects
+        if not self.data:
+            raise CompileError("needs the data that they were trained on", Loc("--networks"), hint="give --data DATA")
+        return partial(own_subjects, self.networks, self.data, self.per_class)
+
+
+def run_reproduce(request: ReproduceRequest, *, as_json: bool) -> int:
     """Print the rows of an item, all by default, and draw the figures on request; the exit code.
 
-    Raises: CompileError for an unknown item or configuration, one without figures if they are to be drawn, and
-        for a folder that cannot be written.
+    Raises: CompileError for an unknown item or configuration, one without figures if they are to be drawn, for a
+        folder that cannot be written, and for networks that cannot be attacked.
     """
-    chosen = load_config(config)
+    item, figures = request.item, request.figures
+    chosen, subjects = load_config(request.config), request.subjects()
     check_item(load_facts(), item)
     collected = item
     drawn: tuple[Path, ...] = ()
@@ -37,7 +69,7 @@ def run_reproduce(item: str, *, config: str, simulated: bool, figures: Path | No
 
         collected = check_figures(item, figures)
     with progress_bar("reproducing") as bar:
-        rows = collect_rows(chosen, collected, progress=bar.stage, simulated=simulated)
+        rows = collect_rows(chosen, collected, progress=bar.stage, simulated=request.simulated, subjects=subjects)
         if figures is not None:
             bar.stage("drawing")
             drawn = draw_figures(chosen, rows, figures)

@@ -17,6 +17,7 @@ from compiler.ir import Graph
 from compiler.ir.file import save_graph
 from frontends.datasets import Samples
 from frontends.descent import DescentRecipe
+from frontends.robust.trainer import RobustTrainer
 from frontends.torch_training import TorchTrainer
 from hwmodel.config import load_config
 from hwmodel.errors import CompileError, Loc
@@ -30,6 +31,7 @@ from spikec.training.history import History, fresh_order
 from spikec.training.loop import TrainingLoop, time_first
 from spikec.training.processes import Processes, place_of, together
 from spikec.training.request import Backend, BatchNorms, TrainRequest, identity, without_batch_norms
+from spikec.training.robust import RobustFacts, robust_facts, robust_rows
 from spikec.training.trainer import Trainer
 
 CHECK_FAILED = 1
@@ -92,6 +94,9 @@ class _Run:
 
     def trainer(self) -> TorchTrainer | H2LearnTrainer:
         match self.request.backend:
+            case Backend.TORCH if self.request.robust is not None:
+                presentations = self.recipe.epochs * len(self.train)
+                return RobustTrainer(self.graph, self.recipe, self.request.robust.settings(), presentations)
             case Backend.TORCH:
                 return TorchTrainer(self.graph, self.recipe)
             case Backend.FUSED:
@@ -148,7 +153,11 @@ def _train(request: TrainRequest, processes: Processes | None, *, as_json: bool)
     if request.output is not None:
         save_graph(trainer.graph(), request.output)
     report = _report(run, trainer, history, str(batch_norm))
-    facts = fused_facts(run.graph, processes) if request.backend is Backend.FUSED else None
+    facts: FusedFacts | RobustFacts | None = None
+    if request.backend is Backend.FUSED:
+        facts = fused_facts(run.graph, processes)
+    elif request.robust is not None:
+        facts = robust_facts(request.robust, trainer.graph(), run.test)
     report = replace(report, seconds_training=seconds_training, seconds=time.perf_counter() - start)
     if as_json:
         print_json({**asdict(report), **(asdict(facts) if facts is not None else {})})
@@ -311,7 +320,7 @@ def _accuracy_in_torch(run: _Run) -> float | None:
     return run.accuracy(trainer)
 
 
-def _show(report: TrainReport, facts: FusedFacts | None) -> None:
+def _show(report: TrainReport, facts: FusedFacts | RobustFacts | None) -> None:
     rows = [("accuracy on test samples", f"{report.accuracy_test:.4f}")]
     if report.accuracy_test_torch is not None:
         rows.append(("the same training in torch, f32", f"{report.accuracy_test_torch:.4f}"))
@@ -323,7 +332,7 @@ def _show(report: TrainReport, facts: FusedFacts | None) -> None:
         ("optimiser, momentum, weight decay", f"{report.optimiser}, {report.momentum:g}, {report.weight_decay:g}"),
         ("batch norm", report.batch_norm),
         *_accelerator_rows(report),
-        *_fused_rows(facts),
+        *(robust_rows(facts) if isinstance(facts, RobustFacts) else _fused_rows(facts)),
     ]
     files = (("network", report.output), ("checkpoint", report.checkpoint))
     rows += [(name, path) for name, path in files if path is not None]

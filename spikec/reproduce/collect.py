@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from hwmodel.config import H2LearnConfig
 from hwmodel.errors import CompileError, Loc
+from spikec.reproduce.attack import GROUPS, attack_rows
+from spikec.reproduce.attack_study import Subjects
+from spikec.reproduce.attack_subjects import default_subjects
 from spikec.reproduce.chip import chip_rows
 from spikec.reproduce.engines import engine_rows
 from spikec.reproduce.facts import Facts, Row, load_facts
@@ -14,21 +18,31 @@ from spikec.reproduce.inference import inference_rows
 from spikec.reproduce.profile import profile_rows
 from spikec.reproduce.training import training_rows
 
+CHAPTER = "chapter"
+
 Progress = Callable[[str], None]
 Source = tuple[tuple[str, ...], str, Callable[[], Iterator[Row]]]  # its groups, what it is, its rows
 
 
 def collect_rows(
-    config: H2LearnConfig, item: str = "", *, progress: Progress = lambda _: None, simulated: bool = True
+    config: H2LearnConfig,
+    item: str = "",
+    *,
+    progress: Progress = lambda _: None,
+    simulated: bool = True,
+    subjects: Callable[[], Subjects] = default_subjects,
 ) -> tuple[Row, ...]:
-    """The rows of a table, figure or single number; all of them by default.
+    """The rows of a chapter, table, figure or single number; all of them by default.
 
+    simulated: also what takes minutes: simulated training programs, measured training steps, attacks.
+    subjects: of chapter 5's attacks.
     Raises: CompileError for an item that is not published.
     """
     facts = load_facts()
     check_item(facts, item)
     rows: list[Row] = []
-    for groups, what, source in _sources(facts, config, progress, simulated):
+    attacked = partial(attack_rows, facts, progress, subjects if simulated else None, partial(_holds, item))
+    for groups, what, source in (*_sources(facts, config, progress, simulated), (GROUPS, "attacks", attacked)):
         if any(belong(group, item) for group in groups):
             progress(what)
             rows += source()
@@ -42,17 +56,25 @@ def check_item(facts: Facts, item: str) -> None:
     """
     if not any(is_part(known, item) for known in facts.by_item):
         known = ", ".join(facts.groups())
-        raise CompileError("is no published item", Loc(item), hint=f"items: {known}, or one of their numbers")
+        hint = f"items: {known}, one of their numbers, or {CHAPTER}-3 and the like"
+        raise CompileError("is no published item", Loc(item), hint=hint)
 
 
 def is_part(item: str, whole: str) -> bool:
     """Whether an item is the whole or inside it; all items are part of none."""
+    kind, _, number = whole.partition("-")
+    if kind == CHAPTER:
+        return item.partition("-")[2].startswith(f"{number}.")
     return not whole or item == whole or item.startswith(f"{whole}.")
 
 
 def belong(group: str, item: str) -> bool:
     """Whether a table or figure holds something of an item."""
     return is_part(group, item) or is_part(item, group)
+
+
+def _holds(item: str, group: str) -> bool:
+    return belong(group, item)
 
 
 def _sources(facts: Facts, config: H2LearnConfig, progress: Progress, simulated: bool) -> Iterator[Source]:

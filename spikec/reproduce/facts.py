@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
+from typing import Any
 
 Value = float | int | bool | str | None
+
+FILES = ("published.toml", "published_attack.toml")
 
 
 class Kind(StrEnum):
@@ -108,21 +111,26 @@ class Facts:
 
 
 def load_facts() -> Facts:
-    """The facts of chapters 2 to 4, from the file beside this module."""
-    text = (resources.files("spikec.reproduce") / "published.toml").read_text(encoding="utf-8")
+    """The facts of chapters 2 to 5, from the files beside this module."""
     found: dict[str, Fact] = {}
-    for group, facts in tomllib.loads(text).items():
-        for name, entry in facts.items():
-            value = entry.get("value")
-            if isinstance(value, list):
-                value = ", ".join(value)
-            item = f"{group}.{name}"
-            found[item] = Fact(
-                item=item,
-                value=value,
-                unit=entry["unit"],
-                where=entry["where"],
-                status=entry.get("status", "printed"),
-                note=entry.get("note", ""),
-            )
+    for file in FILES:
+        text = (resources.files("spikec.reproduce") / file).read_text(encoding="utf-8")
+        for group, facts in tomllib.loads(text).items():
+            for name, entry in facts.items():
+                fact = _fact(f"{group}.{name}", entry)
+                found[fact.item] = fact
     return Facts(found)
+
+
+def _fact(item: str, entry: Mapping[str, Any]) -> Fact:
+    value = entry.get("value")
+    if isinstance(value, list):
+        value = ", ".join(value)
+    return Fact(
+        item=item,
+        value=value,
+        unit=entry["unit"],
+        where=entry["where"],
+        status=entry.get("status", "printed"),
+        note=entry.get("note", ""),
+    )

@@ -94,7 +94,7 @@ def test_an_ann_counterpart_is_walked_towards_as_well() -> None:
     labels = twin.scores(torch.stack([torch.from_numpy(case.x) for case in start])).argmax(1).tolist()
     start = [replace(case, label=label) for case, label in zip(start, labels, strict=True)]
     outcomes = list(attack(twin, start, Settings(), queries=300))
-    assert sum(outcome.status is Status.SUCCESS for outcome in outcomes) >= 8
+    assert sum(outcome.status is Status.SUCCESS for outcome in outcomes) >= 5
 
 
 unit = st.floats(0.01, 0.9)

@@ -106,7 +106,7 @@ def test_two_processes_give_the_same_bytes(command: tuple[str, ...]) -> None:
 
 def test_a_finished_exploration_evaluates_nothing(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     first = dict(result(*command, *ONE))
-    monkeypatch.delattr("spikec.explore.runner.evaluate")
+    monkeypatch.delattr("spikec.explore.points._estimate")
     again = dict(result(*command, *ONE))
     del first["seconds"], again["seconds"]
     assert again == first
@@ -169,7 +169,7 @@ def test_a_batch_is_the_same_for_every_sub_batch(command: tuple[str, ...]) -> No
 def test_refusals_leave_nothing(
     command: tuple[str, ...], options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spikec.explore.runner.CONNECT_S", 0.2)
+    monkeypatch.setattr("spikec.workers.CONNECT_S", 0.2)
     assert refusal(*command, *options).startswith(message)
     assert sorted(path.name for path in Path().iterdir()) == ["out", "space.toml"]
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_said_and_the_rest_goes_on(command: tuple[str, ...], monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("spikec.explore.results.os.replace", full)
+        patch.setattr("spikec.record_file.os.replace", full)
         assert refusal(*command, *ONE).startswith("r.jsonl: error: cannot be written: No space left")
     assert not any(Path().glob("r.jsonl*"))
     assert ResultsFile(path=Path("r.jsonl"), header={}).read() == {}

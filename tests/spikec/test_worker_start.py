@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 from threadpoolctl import threadpool_info
 
-from spikec.explore.worker import begin_pool_worker
+from spikec.worker_start import begin_pool_worker
 
 
 def test_a_worker_takes_one_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def dask_setup(_worker: object) -> None:
 
 
 def _begin() -> None:
-    import_module("spikec.explore.points")  # with NumPy: only libraries that are loaded can be limited
+    import_module("numpy")  # only libraries that are loaded can be limited
     import_module("threadpoolctl").threadpool_limits(1)  # threads for small matrices only wait for each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
