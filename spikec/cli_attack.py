@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hwmodel.errors import CompileError, Loc
-from spikec.cli_options import JsonOption
+from spikec.cli_options import DATA_HELP, JsonOption
 from spikec.commands.target import given_options
 
 _REPLAY = {"model", "data", "replay", "json"}
@@ -67,7 +67,7 @@ def attack_command(
     model: Annotated[
         str, typer.Argument(help="zoo:NAME, zoo:NAME@DATA, FILE.spk, FILE.onnx, FILE.nir or module:function")
     ] = "",
-    data: Annotated[str, typer.Option(help="digits, mnist5k, mnist, fashion, FILE.npz and so on")] = "",
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "",
     method: Annotated[MethodOption, typer.Option(help="how examples are looked for")] = MethodOption.BIM,
     target: Annotated[str, typer.Option(help="none, all other classes, the next class, or a class's number")] = "none",
     samples: Annotated[int, typer.Option(help="how many test samples, the first ones")] = 50,

@@ -9,5 +9,6 @@ import typer
 ModelArgument = Annotated[
     str, typer.Argument(help="zoo:NAME, zoo:NAME@DATA, FILE.spk, FILE.onnx, FILE.nir or module:function")
 ]
+DATA_HELP = "digits, mnist5k, mnist, fashion, FILE.npz, synthetic:SHAPE, or events such as nmnist:FOLDER"
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 SeedOption = Annotated[int, typer.Option(help="seed of initial weights, training and encodings")]

@@ -16,6 +16,9 @@ from spikec.reproduce.facts import Facts, Row, load_facts
 from spikec.reproduce.fused import fused_rows
 from spikec.reproduce.inference import inference_rows
 from spikec.reproduce.profile import profile_rows
+from spikec.reproduce.robust import GROUPS as ROBUST_GROUPS
+from spikec.reproduce.robust import robust_rows
+from spikec.reproduce.robust_study import RobustStudy
 from spikec.reproduce.training import training_rows
 
 CHAPTER = "chapter"
@@ -34,7 +37,8 @@ def collect_rows(
 ) -> tuple[Row, ...]:
     """The rows of a chapter, table, figure or single number; all of them by default.
 
-    simulated: also what takes minutes: simulated training programs, measured training steps, attacks.
+    simulated: also what takes minutes: simulated training programs, measured training steps, attacks, robust
+        training.
     subjects: of chapter 5's attacks.
     Raises: CompileError for an item that is not published.
     """
@@ -42,7 +46,11 @@ def collect_rows(
     check_item(facts, item)
     rows: list[Row] = []
     attacked = partial(attack_rows, facts, progress, subjects if simulated else None, partial(_holds, item))
-    for groups, what, source in (*_sources(facts, config, progress, simulated), (GROUPS, "attacks", attacked)):
+    study = partial(RobustStudy, progress) if simulated else None
+    trained = partial(robust_rows, facts, progress, study, partial(_holds, item))
+    sources: list[Source] = [*_sources(facts, config, progress, simulated), (GROUPS, "attacks", attacked)]
+    sources.append((ROBUST_GROUPS, "robust training", trained))
+    for groups, what, source in sources:
         if any(belong(group, item) for group in groups):
             progress(what)
             rows += source()
