@@ -151,7 +151,7 @@ class LIF(_Neuron):
             m = _leaked(decay * v + drive, leak_bias)
             if delayed:
                 m = m - threshold * reset_by
-            spike: Tensor = _Fire.apply(m, threshold, self.compare, self.surrogate)  # type: ignore[no-untyped-call]
+            spike = fire(m, threshold, self.compare, self.surrogate)
             spikes.append(spike)
             reset_by = spike.detach() if self.detach_reset else spike
             if self.reset == Reset.HARD:
@@ -204,6 +204,12 @@ def set_timesteps(module: nn.Module, timesteps: int | None) -> None:
             if timesteps is not None and timesteps < 1:
                 raise child._fault(f"timesteps is {timesteps}, must be at least 1")
             child.timesteps = timesteps
+
+
+def fire(m: Tensor, threshold: Value, compare: Compare, surrogate: Surrogate) -> Tensor:
+    """Spikes of membrane potentials, with the surrogate's derivative backward. Shapes: m any -> the same."""
+    spike: Tensor = _Fire.apply(m, threshold, compare, surrogate)  # type: ignore[no-untyped-call]
+    return spike
 
 
 class _Fire(torch.autograd.Function):

@@ -80,9 +80,9 @@ class TorchTrainer:
             group["lr"] = learning_rate
         own = self._sharing.part(len(labels))
         with torch_threads(self._threads):
-            scores: Tensor = self._network(self._samples(x, own), self._presented + own.start)
-            share = len(labels[own]) / len(labels)  # of the mean over the batch, so that processes add up to it
-            loss = share * loss_of(self._loss, scores, torch.from_numpy(labels[own]))
+            first = self._presented + own.start
+            scores, mean = self._scored(self._samples(x, own), torch.from_numpy(labels[own]), first)
+            loss = len(labels[own]) / len(labels) * mean  # so that the processes' parts add up to the batch's mean
             self._optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._sharing.add([value.grad for value in self._module.parameters() if value.grad is not None])
@@ -148,6 +148,11 @@ class TorchTrainer:
                     like = torch.empty_like(parameter, requires_grad=False) if value.ndim else torch.empty(())
                     self._optimiser.state[parameter][key] = like.copy_(value)
         self._presented = int(state["presented"])
+
+    def _scored(self, x: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Scores of samples, and their mean loss. first: how many were presented before them."""
+        scores: Tensor = self._network(x, first)
+        return scores, loss_of(self._loss, scores, labels)
 
     def _samples(self, x: F32, part: slice) -> Tensor:
         return torch.from_numpy(x[:, part] if self._has_time else x[part])

@@ -233,6 +233,7 @@ _CERTIFY_NETWORKS = (
         coding=Encoding.DIRECT,
         batch_norm=True,
     ),
+    replace(_CERTIFY, name="certify-small", source="ours", notation="256FC-64FC-10FC", timesteps=5),
 )
 
 _DIGITS = ZooEntry(

@@ -13,7 +13,7 @@ from hwmodel.errors import CompileError
 from spikec.cli_attack import attack_command
 from spikec.cli_certify import certify_command
 from spikec.cli_exchange import export_network, import_network
-from spikec.cli_options import JsonOption, ModelArgument, SeedOption
+from spikec.cli_options import DATA_HELP, JsonOption, ModelArgument, SeedOption
 from spikec.commands.target import Target, check_target, given_options
 
 app = typer.Typer(
@@ -165,7 +165,7 @@ def compile_command(
 @app.command()
 def run(
     program: Annotated[Path, typer.Argument(help="program file, .h2l")],
-    data: Annotated[str, typer.Option(help="digits, mnist5k, mnist, fashion, FILE.npz or synthetic:SHAPE")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
     samples: Annotated[int, typer.Option(help="how many test samples; 0 for all")] = 0,
     engine: Annotated[Engine, typer.Option(help="functional engines; both give the same bits")] = Engine.FAST,
     rates: Annotated[bool, typer.Option("--rates", help="measure each neuron layer's firing rate")] = False,
@@ -195,7 +195,7 @@ def train(
     model: Annotated[
         str, typer.Argument(help="zoo:NAME, zoo:NAME@DATA, FILE.spk or module:function; stdp:N, a layer of N neurons")
     ],
-    data: Annotated[str, typer.Option(help="digits, mnist5k, mnist, fashion or FILE.npz")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
     rule: Annotated[Rule | None, typer.Option(help="what weights learn by; stdp for stdp:N, else bptt")] = None,
     backend: Annotated[TrainBackend, typer.Option(help="what computes the updates")] = TrainBackend.TORCH,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="trained network, .spk")] = None,
@@ -335,7 +335,7 @@ def reproduce(
     figures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="draw the figures, SVG")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Put every published number of the dissertation's chapters 3 to 5 beside ours, with what it rests on."""
+    """Put every published number of the dissertation's chapters 3 to 6 beside ours, with what it rests on."""
     from spikec.commands.reproduce import ReproduceRequest, run_reproduce
 
     request = ReproduceRequest(

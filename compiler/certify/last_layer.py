@@ -41,7 +41,7 @@ def margins(graph: Graph, bounds: Bounds, labels: Sequence[int] | npt.ArrayLike 
         )
     with torch.no_grad():
         best = scores.lower.gather(1, own[:, None]) - scores.upper
-        tail = _tail(graph)
+        tail = tail_of(graph)
         if tail is not None:
             best = torch.maximum(best, _tail_margins(graph, bounds, tail, own))
         return best.scatter(1, own[:, None], torch.inf)
@@ -56,7 +56,7 @@ def is_robust(margin: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tail:
+class Tail:
     """What a network ends in: a linear layer, then maybe integrators, then maybe a readout."""
 
     linear: Node
@@ -64,7 +64,8 @@ class _Tail:
     readout: Node | None
 
 
-def _tail(graph: Graph) -> _Tail | None:
+def tail_of(graph: Graph) -> Tail | None:
+    """The network's end, where differences of scores are differences of rows."""
     node = graph.node(graph.output)
     readout = integrators = None
     if isinstance(node.op, Readout):
@@ -75,10 +76,10 @@ def _tail(graph: Graph) -> _Tail | None:
         integrators, node = node, graph.node(node.inputs[0])
         if any(isinstance(number, Param) for number in numbers):
             return None  # classes that integrate differently: no difference of rows
-    return _Tail(linear=node, integrators=integrators, readout=readout) if isinstance(node.op, Linear) else None
+    return Tail(linear=node, integrators=integrators, readout=readout) if isinstance(node.op, Linear) else None
 
 
-def _tail_margins(graph: Graph, bounds: Bounds, tail: _Tail, labels: Tensor) -> Tensor:
+def _tail_margins(graph: Graph, bounds: Bounds, tail: Tail, labels: Tensor) -> Tensor:
     """score[label] - score[j] by row differences. Shapes: labels (N,) -> (N, K)."""
     least, largest = _differences(graph, tail.linear, bounds.nodes[tail.linear.inputs[0]], labels)
     off = _pairs(bounds.nodes[tail.linear.name], labels)

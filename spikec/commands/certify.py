@@ -39,6 +39,7 @@ class CertifyRequest:
     spec: str
     cascade: Cascade
     output: Path | None
+    certificates: bool
     jobs: int
     cluster: str
 
@@ -69,7 +70,8 @@ def run_certify_command(request: CertifyRequest, *, as_json: bool) -> int:
     graph = loaded(source)
     bits = request.quantisation
     subject = Subject.of(graph, bits.fraction_bits, bits.decay_bits)
-    plan = Plan(subject=subject, spec=spec, cascade=request.cascade)
+    wanted = request.certificates and request.output is not None
+    plan = Plan(subject=subject, spec=spec, cascade=request.cascade, has_certificates=wanted)
     plan.run()
     cases = chosen_cases(subject, samples, request.choice)
     model_sha256 = network_digest(graph)

@@ -18,9 +18,11 @@ from compiler.losses import Loss
 from compiler.passes import FoldBatchNorm
 from frontends.datasets import Samples
 from frontends.descent import DescentRecipe, Optimiser, default_recipe, descent_recipe
+from frontends.robust.recipes import default_robust_recipe, robust_recipe
 from hwmodel.errors import CompileError, Loc
 from spikec.training.checkpoint import Identity
 from spikec.training.h2learn import Accelerators
+from spikec.training.robust import RobustRequest, robust_identity
 
 SUFFIX = ".spk"
 
@@ -69,6 +71,7 @@ class TrainRequest:
     checkpoint_every: int | None
     golden_check: bool
     compare: bool | None  # with the same training in torch; None: where the arithmetic is another
+    robust: RobustRequest | None = None
 
     def verify(self) -> None:
         """Refuse what can be told before the model is loaded, which may train it.
@@ -79,6 +82,11 @@ class TrainRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CompileError(f"is {value}, must be at least 1", Loc(f"--{name.replace('_', '-')}"))
+        if self.robust is not None:
+            self.robust.settings()
+            if self.backend is not Backend.TORCH:
+                message, hint = f"trains in torch, not with {self.backend}", f"use --backend {Backend.TORCH}"
+                raise CompileError(message, Loc("--robust"), hint=hint)
         check_files(self.output, self.checkpoint, self.checkpoint_every)
 
     def recipe(self) -> DescentRecipe:
@@ -87,7 +95,10 @@ class TrainRequest:
         Raises: CompileError for numbers out of range, or an unknown zoo network.
         """
         name, _, _ = self.model.removeprefix("zoo:").partition("@")
-        own = descent_recipe(name) if self.model.startswith("zoo:") else default_recipe()
+        of_zoo, other = (descent_recipe, default_recipe)
+        if self.robust is not None:
+            of_zoo, other = (robust_recipe, default_robust_recipe)
+        own = of_zoo(name) if self.model.startswith("zoo:") else other()
         fields = ("epochs", "batch", "learning_rate", "optimiser", "momentum", "weight_decay", "loss", "loss_scale")
         given = {field: getattr(self, field) for field in (*fields, "fold_batch_norm")}
         recipe = replace(own, **{field: value for field, value in given.items() if value is not None})
@@ -125,6 +136,8 @@ def identity(
         "seed": request.seed,
         **_plain(asdict(recipe)),
     }
+    if request.robust is not None:
+        ours |= robust_identity(request.robust)
     threads = recipe.threads or torch.get_num_threads()
     if request.backend is Backend.TORCH:
         return {**ours, "threads": threads}

@@ -34,7 +34,7 @@ RECIPE = DescentRecipe(
     schedule=Schedule.CONSTANT,
     threads=1,
 )
-THREATS = {"linf": Linf(eps=0.05), "l0": FewFlips(k=2), "box": PickedFlips(share=0.05)}
+THREATS: dict[str, Threat] = {"linf": Linf(eps=0.05), "l0": FewFlips(k=2), "box": PickedFlips(share=0.05)}
 
 
 def network(name: str = "certify-fc", notation: str = "32FC-10FC", steps: int = STEPS, coded: bool = True) -> Graph:
@@ -64,11 +64,13 @@ def trained(graph: Graph, settings: RobustSettings, steps: int) -> RobustTrainer
     return trainer
 
 
-@pytest.mark.parametrize("threat", [Linf(eps=0.05), FewFlips(k=1)], ids=["linf", "l0"])
-def test_more_samples_are_certified_than_of_a_plainly_trained_twin(threat: Threat) -> None:
+@pytest.mark.parametrize("name", ["linf", pytest.param("l0", marks=pytest.mark.slow)])
+def test_more_samples_are_certified_than_of_a_plainly_trained_twin(name: str) -> None:
+    """Of 100 test digits, 50 under linf when written, and none of the twin's."""
     test = load("digits", split=Split.TEST).take(slice(100))
+    threat = Linf(eps=0.05) if name == "linf" else FewFlips(k=1)
     graph = network(notation="64FC-32FC-10FC")
-    plain, robust = (trained(graph, RobustSettings(threat=threat, weight=weight), 200) for weight in (0.0, 0.8))
+    plain, robust = (trained(graph, RobustSettings(threat=threat, weight=weight), 320) for weight in (0.0, 0.8))
     shares = [certified(trainer.graph(), test, threat).mean() for trainer in (plain, robust)]
     accuracies = [(trainer.predict(test.x) == test.y).mean() for trainer in (plain, robust)]
     assert shares[0] <= 0.05
@@ -114,7 +116,7 @@ def test_the_loss_is_the_mixture_of_natural_and_worst_case() -> None:
     assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-5)
     assert losses[2] > losses[0]
     trainer = RobustTrainer(graph, RECIPE, RobustSettings(threat=Linf(eps=0.02)), 100)
-    _, given = trainer._around.around(torch.from_numpy(x), 0, 1.0)
+    _, given = surroundings(graph, Linf(eps=0.02), STEPS).around(torch.from_numpy(x), 0, 1.0)
     margins = trainer.margins(given, torch.from_numpy(labels)).detach()
     assert (margins.gather(1, torch.from_numpy(labels)[:, None]) == 0).all()
     want = torch.logsumexp(-RATE_SCALE * margins, 1).mean()
@@ -138,7 +140,7 @@ def test_inputs_around_a_sample_contain_it_and_are_its_own(name: str) -> None:
     x = torch.from_numpy(batches(1)[0][0])
     clean, given = around.around(x, 10, 1.0)
     assert ((given.lower <= clean) & (clean <= given.upper)).all()
-    assert given.lower.unique().tolist() == given.upper.unique().tolist() == [0.0, 1.0] or name == "l0"
+    assert all(set(end.flatten().tolist()) <= {0.0, 1.0} for end in (given.lower, given.upper))
     later, own = around.around(x[4:], 14, 1.0)
     assert torch.equal(later, clean[:, 4:])
     assert torch.equal(own.upper, given.upper[:, 4:])
@@ -224,7 +226,7 @@ def test_threats_that_do_not_fit_the_network() -> None:
             RobustTrainer(graph, RECIPE, RobustSettings(threat=threat, timesteps=steps), 10)
     latency = PrependEncode(Encoding.LATENCY)(spikes)
     with pytest.raises(CompileError, match="latency code has no bounds in training"):
-        RobustTrainer(latency, RECIPE, RobustSettings(threat=FewFlips(k=1)), 10)
+        RobustTrainer(latency, RECIPE, RobustSettings(threat=Linf(eps=0.1)), 10)
 
 
 def test_images_out_of_range_are_refused() -> None:
