@@ -16,6 +16,8 @@ Floats = npt.NDArray[np.float32]
 # A sum of squares rounds by how it is added up; what is scaled stays that far inside its bound.
 _MARGIN = 1e-9
 
+_LIMITLESS = 2.0**31  # an l2 bound beyond the root of any number of elements
+
 
 class Norm(StrEnum):
     """What is bounded."""
@@ -52,6 +54,8 @@ class Budget:
             return None if self.bound >= 1.0 else 0
         if self.norm is Norm.L0:
             return int(self.bound)
+        if self.bound >= _LIMITLESS:
+            return None
         most = math.floor(self.bound**2)
         # The square of the bound is rounded; what counts is the root of the number of flips.
         return next(count for count in (most + 1, most, most - 1) if count**0.5 <= self.bound)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+@unique
 class Purpose(IntEnum):
     """What draws are for; each has its own streams."""
 
@@ -20,7 +21,7 @@ class Purpose(IntEnum):
     START = 4  # where a restart begins
     SEARCH = 5  # one stream of all that a black-box search draws
     MASK = 6  # Bernoulli codes that a share is counted over, for a guarantee
-    PICK = 6  # which spikes of an input set may flip
+    PICK = 7  # which spikes of an input set may flip
 
 
 _RESTART = 1 << 32  # steps of a restart, far more than anybody does

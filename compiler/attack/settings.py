@@ -85,6 +85,8 @@ class Settings:
         for name, number in (("step", self.step), ("epsilon", self.epsilon)):
             if number is not None and not number > 0.0:
                 raise CompileError(f"{name} is {number:g}, must be positive", Loc("attack"))
+        if self.step == math.inf:
+            raise CompileError("step is inf, must be finite", Loc("attack"))
         if not 0.0 < self.gamma <= 1.0:
             raise CompileError(f"gamma is {self.gamma:g}, must be above 0 and at most 1", Loc("attack"))
         if not 0.0 <= self.pull < math.inf:

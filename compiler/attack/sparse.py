@@ -24,8 +24,8 @@ def attack(victim: Victim, cases: Iterable[Case], settings: Settings) -> Iterato
     iterations so far, each over its largest element. Where the gradient vanishes, each element flips with the
     probability gamma (equation 5.8). Of the first example that succeeds the flips are taken back of which none can be
     spared by itself. Nothing is drawn but for vanished gradients, and there are no restarts. Whether the example lies
-    inside budget and epsilon is judged after that; one that needs too many flips fails, and what is handed over then
-    keeps those of the budget's number that its margin needs most.
+    inside budget and epsilon is judged after that; one that needs too many flips keeps those of the budget's
+    number that its margin needs most, and so do the last flips where nothing succeeds; what is left is judged anew.
 
     Raises: CompileError for a network that does not take spikes, or a case that does not fit it.
     Source: the two phases are those of the sparse dynamic attack (Lun et al., CVPR 2025, arXiv 2503.03272); the growth,
@@ -48,11 +48,22 @@ def _search(case: Case, settings: Settings) -> Search:
     if status is Status.SUCCESS:
         flips = yield from needed(inquiry, flips, lambda some: with_flips(inquiry.clean, some))
     if budget is not None and len(flips) > budget:
-        flips = flips[len(flips) - budget :]
-        status = Status.FAILURE if status is Status.SUCCESS else status
+        flips, status = yield from _cut(inquiry, flips[len(flips) - budget :], status)
     if len(flips) / case.x.size > settings.epsilon:
         status = Status.OUT_OF_BOUND
     return inquiry.outcome(status, with_flips(inquiry.clean, flips))
+
+
+def _cut(inquiry: Inquiry, flips: Indices, status: Status) -> Asking[tuple[Indices, Status]]:
+    """Flips that a budget has left of more, judged anew: some succeed where all of them together do not."""
+
+    def example(some: Indices) -> Tensor:
+        return with_flips(inquiry.clean, some)
+
+    _, is_hit = yield from inquiry.judged(example(flips))
+    if is_hit:
+        return (yield from needed(inquiry, flips, example)), Status.SUCCESS
+    return flips, Status.FAILURE if status is Status.SUCCESS else status
 
 
 def grown(inquiry: Inquiry, settings: Settings, scores: Tensor, counts: Iterable[int]) -> Asking[tuple[Tensor, Status]]:

@@ -12,7 +12,7 @@ from compiler.attack.methods import Method, Refinement, attack_with
 from compiler.attack.settings import Case, Settings, Status
 from compiler.attack.surrogates import SurrogateRule
 from compiler.attack.victim import Victim
-from compiler.ir import Encoding, Graph, Loc, Surrogate
+from compiler.ir import CompileError, Encoding, Graph, Loc, Surrogate
 from compiler.losses import Loss
 from spikec.commands.talk import Json
 
@@ -28,6 +28,8 @@ class Plan:
 
     loss, threshold, surrogate: as of `Victim`. retiming: what the method `retime` may move.
     fresh: Bernoulli codes that each success is judged by afterwards.
+
+    Raises: CompileError without a code to judge by.
     """
 
     graph: Graph
@@ -39,6 +41,10 @@ class Plan:
     threshold: float | None = None
     surrogate: Surrogate | SurrogateRule | None = None
     fresh: int = FRESH_DRAWS
+
+    def __post_init__(self) -> None:
+        if self.fresh < 1:
+            raise CompileError(f"fresh is {self.fresh}, must be at least 1", Loc("attack"))
 
     def victim(self) -> Victim:
         """The network under attack. Raises: CompileError as `Victim`."""

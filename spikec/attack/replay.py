@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from compiler.attack.budget import Budget
 from compiler.attack.fresh import over_fresh_draws
 from compiler.attack.perturbation import Perturbation, perturbation
+from compiler.attack.retime import RetimeBudget, retiming
 from compiler.attack.settings import Case, Outcome, Status
 from compiler.attack.victim import Victim
 from compiler.ir import DType, Encoding
@@ -138,7 +139,20 @@ def _size_faults(outcome: Outcome, victim: Victim, stored: Stored) -> list[str]:
         faults.append(f"the mean square perturbation is {size.dissertation:g}, the bound {epsilon:g}")
     if budget is not None and beyond(budget, size):
         faults.append(f"the perturbation lies outside the {budget.norm} budget {budget.bound:g}")
-    return faults
+    return faults if stored.retiming is None else [*faults, *_retiming_faults(outcome, stored.retiming)]
+
+
+def _retiming_faults(outcome: Outcome, limits: RetimeBudget) -> list[str]:
+    try:
+        found = retiming(outcome.case.x, outcome.adversarial)
+    except ValueError as fault:
+        return [f"spikes were not only moved: {fault}"]
+    allowed, moves = asdict(limits), asdict(found)
+    return [
+        f"{name} is {moves[name]}, the limit of moved spikes {most}"
+        for name, most in allowed.items()
+        if most is not None and moves[name] > most
+    ]
 
 
 def beyond(budget: Budget, size: Perturbation) -> bool:

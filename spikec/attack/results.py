@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from compiler.attack.budget import Budget, Norm
+from compiler.attack.methods import Method
+from compiler.attack.retime import RetimeBudget
 from compiler.attack.settings import Settings
 from hwmodel.errors import CompileError, Loc
 from spikec import __version__
@@ -85,6 +87,7 @@ class Stored:
     cases: int
     fresh: int
     settings: Settings  # what is judged by: the seed and the bounds
+    retiming: RetimeBudget | None  # limits of a method that moves spikes
     file: AttackFile
 
 
@@ -137,5 +140,14 @@ def _stored(header: Mapping[str, object], file: AttackFile) -> Stored:
             budget=None if budget is None else Budget(norm=Norm(budget["norm"]), bound=float(budget["bound"])),
             epsilon=math.inf if settings["epsilon"] is None else float(settings["epsilon"]),
         ),
+        retiming=_retiming(header),
         file=file,
     )
+
+
+def _retiming(header: Mapping[str, object]) -> RetimeBudget | None:
+    """The limits of a method that moves spikes, none of them given included."""
+    limits = header["retiming"]
+    if header["method"] != Method.RETIME:
+        return None
+    return RetimeBudget(**limits) if isinstance(limits, dict) else RetimeBudget()

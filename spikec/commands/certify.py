@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from frontends.datasets import Split, load
 from hwmodel.errors import CompileError, Loc
 from spikec.attack.plan import network_digest
 from spikec.attack.results import Source
-from spikec.certify.cases import Choice, chosen_cases, digest_of_cases
+from spikec.certify.cases import Case, Choice, chosen_cases, digest_of_cases
 from spikec.certify.plan import Plan
+from spikec.certify.records import Record
 from spikec.certify.results import CertifyFile, Quantisation, header_of
 from spikec.certify.session import run_certify
 from spikec.certify.sets import set_named
@@ -62,31 +63,15 @@ def run_certify_command(request: CertifyRequest, *, as_json: bool) -> int:
     Raises: CompileError for bad input, before anything is written.
     """
     start = time.perf_counter()
-    spec = set_named(request.spec)
+    set_named(request.spec)
     if request.output is not None:
         _check_place(request.output)
-    source = request.source
-    samples = load(source.data, split=Split.TEST)
-    graph = loaded(source)
-    bits = request.quantisation
-    subject = Subject.of(graph, bits.fraction_bits, bits.decay_bits)
-    wanted = request.certificates and request.output is not None
-    plan = Plan(subject=subject, spec=spec, cascade=request.cascade, has_certificates=wanted)
-    plan.run()
-    cases = chosen_cases(subject, samples, request.choice)
+    samples = load(request.source.data, split=Split.TEST)
+    graph = _loaded(request.source)
+    plan = _planned(request, graph)
+    cases = chosen_cases(plan.subject, samples, request.choice)
     model_sha256 = network_digest(graph)
-    file = None
-    if request.output is not None:
-        header = header_of(plan, source, model_sha256, bits, request.choice, cases)
-        file = CertifyFile(path=request.output, header=header, arithmetic=subject.arithmetic)
-    try:
-        with progress_bar("samples") as bar:
-            workers = Workers(jobs=request.jobs, cluster=request.cluster)
-            records = run_certify(plan, cases, workers, bar.samples, file)
-    except KeyboardInterrupt:
-        if file is not None:
-            print(f"interrupted; the same command goes on from {file.path}", file=sys.stderr)
-        raise
+    records = _records(request, plan, cases, model_sha256)
     found = FinishedCertification(
         request=request,
         plan=plan,
@@ -99,7 +84,35 @@ def run_certify_command(request: CertifyRequest, *, as_json: bool) -> int:
     return 0
 
 
-def loaded(source: Source) -> Graph:
+def _planned(request: CertifyRequest, graph: Graph) -> Plan:
+    """Raises: CompileError for a network that cannot be certified, or has no such sets."""
+    bits = request.quantisation
+    plan = Plan(
+        subject=Subject.of(graph, bits.fraction_bits, bits.decay_bits),
+        spec=set_named(request.spec),
+        cascade=request.cascade,
+        has_certificates=request.certificates and request.output is not None,
+    )
+    plan.run()
+    return plan
+
+
+def _records(request: CertifyRequest, plan: Plan, cases: Sequence[Case], model_sha256: str) -> tuple[Record, ...]:
+    file = None
+    if request.output is not None:
+        header = header_of(plan, request.source, model_sha256, request.quantisation, request.choice, cases)
+        file = CertifyFile(path=request.output, header=header, arithmetic=plan.subject.arithmetic)
+    try:
+        with progress_bar("samples") as bar:
+            workers = Workers(jobs=request.jobs, cluster=request.cluster)
+            return run_certify(plan, cases, workers, bar.samples, file)
+    except KeyboardInterrupt:
+        if file is not None:
+            print(f"interrupted; the same command goes on from {file.path}", file=sys.stderr)
+        raise
+
+
+def _loaded(source: Source) -> Graph:
     """The network that a user named."""
     with progress_bar("importing") as bar:
         model = load_model(

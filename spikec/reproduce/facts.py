@@ -11,7 +11,7 @@ from typing import Any
 
 Value = float | int | bool | str | None
 
-FILES = ("published.toml", "published_attack.toml")
+FILES = ("published.toml", "published_attack.toml", "published_robust.toml")
 
 
 class Kind(StrEnum):
@@ -111,7 +111,7 @@ class Facts:
 
 
 def load_facts() -> Facts:
-    """The facts of chapters 2 to 5, from the files beside this module."""
+    """The facts of chapters 2 to 6, from the files beside this module."""
     found: dict[str, Fact] = {}
     for file in FILES:
         text = (resources.files("spikec.reproduce") / file).read_text(encoding="utf-8")

@@ -121,16 +121,19 @@ class LifBackward(Step):
         slope, reset_slope = self._slope(values, arrays), self._reset_slope(dy.ndim - 1, values, arrays)
         is_late = op.reset is Reset.SOFT and op.reset_delay
         outside = slope == 0
+        resets = None if reset_slope is None else reset_slope.expand_as(dy)
+        keeps = 1 - values[Saved.SPIKES] if op.reset is Reset.HARD else None
         later = torch.zeros_like(dy[0])
         dm = torch.empty_like(dy)
         for t in reversed(range(len(dy))):
             dv = decay * later
-            ds = dy[t]
-            if reset_slope is not None:
-                ds = ds + (later if is_late else dv) * reset_slope.expand_as(dy)[t]
-            kept = dv * (1 - values[Saved.SPIKES][t]) if op.reset is Reset.HARD else dv
-            later = (ds * slope[t]).masked_fill_(outside[t], 0.0) + kept
-            dm[t] = later
+            if resets is None:
+                through = dy[t] * slope[t]
+            else:
+                # what is made here is changed in place: these tensors are small, and making one costs as much as a sum
+                through = ((later if is_late else dv) * resets[t]).add_(dy[t]).mul_(slope[t])
+            kept = dv if keeps is None else dv.mul_(keeps[t])
+            later = torch.add(through.masked_fill_(outside[t], 0.0), kept, out=dm[t])
         return dm
 
     def _reset_slope(self, ndim: int, values: Mapping[Saved, Tensor], arrays: Arrays) -> Tensor | None:

@@ -87,6 +87,7 @@ def test_flips_of_an_l2_budget(bound: float) -> None:
 
 
 def test_flips_of_the_other_budgets() -> None:
+    assert Budget(norm=Norm.L2, bound=1e200).flips is None
     assert Budget(norm=Norm.L0, bound=7).flips == 7
     assert Budget(norm=Norm.LINF, bound=1.0).flips is None
     for norm, bound in ((Norm.LINF, 0.99), (Norm.L2, 0.99)):

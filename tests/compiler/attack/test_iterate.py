@@ -360,6 +360,7 @@ def test_refused_cases() -> None:
         ("iterations", 0),
         ("seed", -1),
         ("step", 0.0),
+        ("step", np.inf),
         ("epsilon", 0.0),
         ("gamma", 0.0),
         ("gamma", 1.5),

@@ -72,6 +72,18 @@ def test_a_budget_is_met_by_what_is_left_after_the_reduction() -> None:
         assert outcome.perturbation.l0 <= 1
 
 
+def test_what_a_budget_leaves_is_judged_anew() -> None:
+    """Of flips that fail together, or succeed only together, those of the budget's number may succeed."""
+    victim = Victim(two_layers(), surrogate=WIDE)
+    setup = Settings(budget=Budget(norm=Norm.L0, bound=3), iterations=6)
+    outcomes = {outcome.case.sample: outcome for outcome in sparse.attack(victim, classified(victim, 60, 1), setup)}
+    for outcome in outcomes.values():
+        check_claims(victim, outcome, setup)
+        if outcome.status is Status.FAILURE:
+            assert not still(victim, outcome, outcome.adversarial)
+    assert outcomes[21].status is Status.SUCCESS
+
+
 def test_a_clean_error_ends_at_once() -> None:
     victim = Victim(two_layers())
     case = classified(victim, 20, 0)[0]

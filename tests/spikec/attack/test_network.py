@@ -65,6 +65,7 @@ def test_nothing_that_is_told_right() -> None:
             {"refinement": "much"}, "'much' is no refinement\n  hint: known: none, reduce, greedy", id="refinement"
         ),
         pytest.param({"loss": "hinge"}, "'hinge' is no loss", id="loss"),
+        pytest.param({"fresh": 0}, "fresh is 0, must be at least 1", id="no draws"),
         pytest.param({"x": np.zeros((0, 1, 8, 8)), "labels": []}, "there are no samples to attack", id="no samples"),
         pytest.param({"x": np.zeros((2, 8, 8))}, "sample 0: has shape (8, 8), the network takes (1, 8, 8)", id="shape"),
     ],

@@ -76,7 +76,8 @@ def test_numbers_are_as_close_as_they_are_said_to_be(item: str, tolerance: float
 
 def test_claims_that_hold_and_claims_that_do_not() -> None:
     """The model contradicts print in five claims; it says so."""
-    claims = {row.item: row.ours for row in main_rows().values() if isinstance(row.published, bool)}
+    modelled = [row for row in main_rows().values() if row.item.partition("-")[2].startswith("3.")]
+    claims = {row.item: row.ours for row in modelled if isinstance(row.published, bool)}
     assert len(claims) == 25
     assert {item for item, holds in claims.items() if not holds} == {
         "figure-3.12.claim_input_only_array",

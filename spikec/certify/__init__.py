@@ -1,0 +1,1 @@
+"""Certification of networks over data sets: what `spikec certify` does."""
