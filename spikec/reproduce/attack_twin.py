@@ -30,7 +30,7 @@ def bounded_measures(study: Study) -> Iterator[Measure]:
             yield Measure(
                 item=f"table-5.8.{prefix}{goal}_{epsilon}",
                 value=100 * study.accuracy_loss(Loss.MSE, outcomes),
-                text="print has CIFAR10; trained by MSE; of the samples of all cases, by one code each; hard linf bound",
+                text="print has CIFAR10; trained by MSE; of the samples of all cases, by one code each; linf bound",
             )
 
 

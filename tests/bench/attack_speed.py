@@ -5,8 +5,8 @@
 
 One process, the same network, samples, settings, threads and malloc for all; the contenders take turns, each over all
 samples. The loops have one image in each batch and use autograd through the torch module, one forward pass for verdict
-and gradient. One takes gradients of the parameters too, which nobody uses, as the dissertation's released code does; the
-other those of the input alone, which is the fastest way to write algorithm 5 down.
+and gradient. One takes gradients of the parameters too, which nobody uses, as the dissertation's released code does;
+the other those of the input alone, which is the fastest way to write algorithm 5 down.
 """
 
 from __future__ import annotations
