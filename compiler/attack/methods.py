@@ -61,10 +61,10 @@ def attack_with(
     retiming: what `Method.RETIME` may move; everything unless given. starts: labelled samples that
     `Method.BOUNDARY` may begin at, without which few targeted cases find a start.
     Raises: CompileError for a refinement of a network that takes no spikes, or of a method that moves spikes; for
-    retiming limits of another method; for restarts, several draws or a pull that the method has no use for; for what
-    the method refuses.
+    retiming limits of another method; for restarts, several draws, a pull, a threshold or a surrogate that the method
+    has no use for; for what the method refuses.
     """
-    _check_used(name, victim, settings)
+    _check_used(name, victim, settings, refinement)
     _check_fits(name, victim, refinement, retiming)
     if retiming is not None:
         return retime.attack(victim, cases, settings, budget=retiming)
@@ -78,10 +78,14 @@ def attack_with(
     return reduced if refinement is Refinement.REDUCE else greedy.refine(victim, reduced, settings)
 
 
-def _check_used(name: Method, victim: Victim, settings: Settings) -> None:
+def _check_used(name: Method, victim: Victim, settings: Settings, refinement: Refinement) -> None:
     """Raises: CompileError for settings that would be looked at by nobody."""
     iterated = (Method.BIM, Method.FGSM, Method.RGA)
+    tuned = (*iterated, Method.SPARSE, Method.GREEDY, Method.RETIME)
+    is_alone = refinement is Refinement.NONE  # refinements take gradients of their own
     for what, is_given, methods in (
+        ("a threshold is", is_alone and victim.threshold is not None, tuned),
+        ("a surrogate is", is_alone and victim.surrogate is not None, [one for one in tuned if one is not Method.RGA]),
         ("restarts are", settings.restarts > 0, iterated),
         ("several draws are", settings.draws > 1, iterated),
         ("a pull is", settings.pull > 0.0, (*iterated, Method.ANN)),

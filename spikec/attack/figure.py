@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float32]
 Draw = Callable[["Picture", "FigureBase"], None]
 
 SUFFIX = ".svg"
+_OTHERS = (".eps", ".jpeg", ".jpg", ".pdf", ".png")  # who names such a file wants no folder of that name
 SHOWN = 8  # examples
 EXAMPLES, CURVE = "examples.svg", "success.svg"
 _KEPT, _ADDED, _REMOVED, _LINE = "#b0b4ba", "#d62728", "#1f77b4", "#33658a"
@@ -55,7 +56,7 @@ def check_place(path: Path) -> None:
     if path.suffix == SUFFIX:
         if path.is_dir():
             raise CompileError("is a folder, not a file", loc, hint="name a file inside it")
-    elif path.exists() and not path.is_dir():
+    elif not path.is_dir() and (path.exists() or path.suffix.lower() in _OTHERS):
         raise CompileError(f"is no folder, and does not end in {SUFFIX}", loc, hint=f"name a folder or FILE{SUFFIX}")
     if not path.parent.is_dir():
         raise CompileError(f"the folder {path.parent} does not exist", loc, hint="create it first")

@@ -11,7 +11,7 @@ from compiler.attack.budget import Budget
 from compiler.attack.fresh import over_fresh_draws
 from compiler.attack.perturbation import Perturbation, perturbation
 from compiler.attack.retime import RetimeBudget, retiming
-from compiler.attack.settings import Case, Outcome, Status
+from compiler.attack.settings import Case, Outcome, Settings, Status
 from compiler.attack.victim import Victim
 from compiler.ir import DType, Encoding
 from frontends.datasets import Samples
@@ -134,12 +134,22 @@ def _size_faults(outcome: Outcome, victim: Victim, stored: Stored) -> list[str]:
     size = perturbation(outcome.case.x, outcome.adversarial)
     own, written = size.named(), outcome.perturbation.named()
     faults = [f"{name} is {own[name]!r}, recorded as {written[name]!r}" for name in own if own[name] != written[name]]
-    budget, epsilon = stored.settings.budget, stored.settings.epsilon
-    if outcome.status is Status.SUCCESS and size.dissertation > epsilon:
-        faults.append(f"the mean square perturbation is {size.dissertation:g}, the bound {epsilon:g}")
-    if budget is not None and beyond(budget, size):
-        faults.append(f"the perturbation lies outside the {budget.norm} budget {budget.bound:g}")
+    faults += _bound_faults(outcome.status, size, stored.settings)
     return faults if stored.retiming is None else [*faults, *_retiming_faults(outcome, stored.retiming)]
+
+
+def _bound_faults(status: Status, size: Perturbation, settings: Settings) -> list[str]:
+    """What is recorded as out of bound has to be, by epsilon or the budget; a success has to keep both."""
+    budget, epsilon = settings.budget, settings.epsilon
+    is_far, is_outside = size.dissertation > epsilon, budget is not None and beyond(budget, size)
+    if status is Status.OUT_OF_BOUND:
+        return [] if is_far or is_outside else ["the perturbation is inside all bounds, recorded as out of bound"]
+    faults = []
+    if status is Status.SUCCESS and is_far:
+        faults.append(f"the mean square perturbation is {size.dissertation:g}, the bound {epsilon:g}")
+    if budget is not None and is_outside:
+        faults.append(f"the perturbation lies outside the {budget.norm} budget {budget.bound:g}")
+    return faults
 
 
 def _retiming_faults(outcome: Outcome, limits: RetimeBudget) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.attack.fresh import Share
+from compiler.attack.methods import Method
 from compiler.attack.settings import Status
 from compiler.ir import DType
 from compiler.losses import Loss
@@ -143,7 +144,7 @@ def _hint(found: FinishedAttack) -> None:
         return
     if found.plan.loss is Loss.MSE:
         advice = "--loss cross_entropy has one where scores are exactly right"
-    elif found.plan.surrogate is None:
+    elif found.plan.surrogate is None and found.plan.method is not Method.RGA:  # whose gradients look at none
         advice = "--surrogate atan has one wherever neurons are"
     else:
         return

@@ -10,7 +10,7 @@ from compiler.attack import Settings, Status, Victim
 from compiler.attack.budget import Budget, Norm
 from compiler.attack.methods import Method, Refinement, attack_with, method
 from compiler.attack.retime import RetimeBudget
-from compiler.ir import CompileError, Encoding
+from compiler.ir import CompileError, Encoding, Surrogate, SurrogateKind
 from tests.compiler.attack.test_iterate import classified
 from tests.compiler.attack.test_victim import two_layers
 
@@ -95,3 +95,16 @@ def test_settings_that_a_method_has_no_use_for_are_refused(name: Method) -> None
             CompileError, match=rf"{message}, and method {name} has none\n  hint: methods .* bim, fgsm, rga"
         ):
             attack_with(name, victim, [], setup)
+
+
+@pytest.mark.parametrize("name", [Method.RGA, Method.BOUNDARY, Method.RANDOM, Method.TRIAL_SPIKES])
+def test_gradients_that_nobody_takes_are_not_tuned(name: Method) -> None:
+    wide = Surrogate(kind=SurrogateKind.ATAN, width=1.0)
+    for tuned, what in (({"threshold": 2.0}, "threshold"), ({"surrogate": wide}, "surrogate")):
+        victim = Victim(two_layers(), **tuned)  # type: ignore[arg-type]
+        assert list(attack_with(name, victim, [], Settings(), Refinement.REDUCE)) == []
+        if name is Method.RGA and what == "threshold":
+            assert list(attack_with(name, victim, [], Settings())) == []
+            continue
+        with pytest.raises(CompileError, match=rf"a {what} is given, and method {name} has none\n  hint: methods"):
+            attack_with(name, victim, [], Settings())

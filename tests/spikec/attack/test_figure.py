@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compiler.attack.settings import Case, Status
-from spikec.attack.figure import SHOWN, Picture, _pixels, curve
+from hwmodel.errors import CompileError
+from spikec.attack.figure import SHOWN, Picture, _pixels, check_place, curve
 from tests.spikec.attack.test_summary import RECORDS, record
 
 
@@ -34,3 +36,12 @@ def test_the_first_successes_are_shown() -> None:
 def test_images_of_every_form(shape: tuple[int, ...], shown: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).random(shape).astype(np.float32)
     assert _pixels(x).shape == shown
+
+
+def test_other_kinds_of_pictures_are_no_folders(tmp_path: Path) -> None:
+    check_place(tmp_path / "figures")
+    check_place(tmp_path / "run.2")
+    with pytest.raises(CompileError, match=r"f\.PNG: error: is no folder, and does not end in \.svg"):
+        check_place(tmp_path / "f.PNG")
+    (tmp_path / "f.png").mkdir()
+    check_place(tmp_path / "f.png")

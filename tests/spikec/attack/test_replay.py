@@ -84,6 +84,7 @@ CHANGES: dict[str, tuple[str, Callable[[Line], None], str]] = {
     "success for failure": ("failure", changed_to("status", "success"), "the example does not fool the network"),
     "failure for success": ("success", changed_to("status", "failure"), "the last values fool the network"),
     "clean error for success": ("success", changed_to("status", "clean_error"), "the clean sample is told right"),
+    "out of bound for failure": ("failure", changed_to("status", "out_of_bound"), "inside all bounds"),
     "success for clean error": ("clean_error", changed_to("status", "success"), "the clean sample is told wrong"),
 }
 
@@ -131,6 +132,30 @@ def test_examples_must_keep_their_bounds(workplace: Path, options: tuple[str, st
     outcome = spikec("attack", "--replay", FILE, "--json")
     assert outcome.code == 1
     assert any(message in doubt["what"] for doubt in outcome.json["doubts"])
+
+
+def test_what_ends_out_of_bound_is_confirmed(workplace: Path) -> None:
+    lines = attacked("bernoulli", "--method", "boundary", "--l0", "10", "--iterations", "3")
+    assert any(line["status"] == "out_of_bound" for line in lines[1:])
+    assert result("attack", "--replay", FILE)["doubts"] == []
+
+
+def test_moved_spikes_must_keep_their_limits(workplace: Path) -> None:
+    lines = attacked("spikes", "--method", "retime", "--moved", "12")
+    assert result("attack", "--replay", FILE)["doubts"] == []
+    most = max(line["perturbation"]["l0"] for line in lines[1:]) // 2
+    assert most > 1
+    lines[0]["retiming"]["moved"] = most - 1
+    del lines[0]["attack"]
+    lines[0] = {"attack": digest_of(lines[0]), **lines[0]}
+    at = next(at for at, line in enumerate(lines) if line.get("status") == "success")
+    one_value(lines[at])
+    write(lines)
+    outcome = spikec("attack", "--replay", FILE, "--json")
+    assert outcome.code == 1
+    told = [doubt["what"] for doubt in outcome.json["doubts"]]
+    assert f"moved is {most}, the limit of moved spikes {most - 1}" in told
+    assert "spikes were not only moved: a position has another number of spikes" in told
 
 
 def test_an_unfinished_file_is_replayed_as_far_as_it_goes(workplace: Path) -> None:
