@@ -234,6 +234,14 @@ _CERTIFY_NETWORKS = (
         batch_norm=True,
     ),
     replace(_CERTIFY, name="certify-small", source="ours", notation="256FC-64FC-10FC", timesteps=5),
+    replace(
+        _CERTIFY,
+        name="certify-digits",
+        source="ours",
+        notation="64FC-32FC-10FC",
+        input_shape=(1, 8, 8),
+        timesteps=3,
+    ),
 )
 
 _DIGITS = ZooEntry(

@@ -14,6 +14,8 @@ from spikec.cli_options import DATA_HELP, JsonOption
 from spikec.commands.target import given_options
 
 _CHECK = {"model", "data", "check", "json"}
+_FLIPS = {"near", "methods", "certificates", "check", "work"}  # what means nothing with --least-flips
+_SECONDS_OF_FLIPS = 30.0
 
 
 def certify_command(
@@ -57,13 +59,21 @@ def certify_command(
     check: Annotated[
         Path | None, typer.Option(metavar="FILE", help="check all verdicts of a results file instead")
     ] = None,
+    least_flips: Annotated[
+        bool,
+        typer.Option(
+            "--least-flips",
+            help="instead of --set: how many flipped spikes each sample stands, by bounds, exactly, and under attack; "
+            f"--seconds of each: {_SECONDS_OF_FLIPS:g} unless given",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Decide whether any input near a sample is told wrongly: ROBUST is proved, a COUNTEREXAMPLE is shown.
 
     With --check, MODEL and --data take the place of those that the file names.
     """
-    check_certify_options(given_options(context), is_check=check is not None)
+    check_certify_options(given_options(context), is_check=check is not None, is_flips=least_flips)
     if check is not None:
         from spikec.commands.certify_check import CheckRequest, run_check
 
@@ -72,15 +82,36 @@ def certify_command(
     from spikec.attack.results import Source
     from spikec.certify.cases import Choice
     from spikec.certify.results import Quantisation
+
+    source = Source(model=model, timesteps=timesteps, input_shape=input_shape, model_seed=model_seed, data=data)
+    choice, quantisation = (
+        Choice(samples=samples, first=first),
+        Quantisation(fraction_bits=quantise, decay_bits=decay_bits),
+    )
+    if least_flips:
+        from compiler.certify.exact import Effort
+        from spikec.commands.certify_flips import FlipsRequest, run_flips_command
+        from spikec.workers import Workers
+
+        flips_request = FlipsRequest(
+            source=source,
+            choice=choice,
+            quantisation=quantisation,
+            effort=Effort(seconds=_SECONDS_OF_FLIPS if seconds is None else seconds),
+            seed=seed,
+            output=output,
+            workers=Workers(jobs=jobs, cluster=cluster),
+        )
+        raise typer.Exit(run_flips_command(flips_request, as_json=json))
     from spikec.commands.certify import CertifyRequest, methods_named, run_certify_command
 
     cascade = Cascade(
         methods=methods_named(methods), seconds=math.inf if seconds is None else seconds, work=work, seed=seed
     )
     request = CertifyRequest(
-        source=Source(model=model, timesteps=timesteps, input_shape=input_shape, model_seed=model_seed, data=data),
-        choice=Choice(samples=samples, first=first),
-        quantisation=Quantisation(fraction_bits=quantise, decay_bits=decay_bits),
+        source=source,
+        choice=choice,
+        quantisation=quantisation,
         spec=near,
         cascade=cascade,
         output=output,
@@ -91,19 +122,24 @@ def certify_command(
     raise typer.Exit(run_certify_command(request, as_json=json))
 
 
-def check_certify_options(given: Set[str], *, is_check: bool) -> None:
-    """Refuse options that mean nothing with a check, and a certification without model, data or set.
+def check_certify_options(given: Set[str], *, is_check: bool, is_flips: bool = False) -> None:
+    """Refuse options that mean nothing with a check or with least flips, and a run without model, data or set.
 
     Raises: CompileError naming each of them.
     """
-    if is_check:
+    if is_flips:
+        foreign = given & _FLIPS
+        if foreign:
+            raise CompileError("meaningless with --least-flips", Loc(_options(foreign)), hint="leave it out")
+    elif is_check:
         foreign = given - _CHECK
         if foreign:
-            options = ", ".join(f"--{'set' if name == 'near' else name.replace('_', '-')}" for name in sorted(foreign))
-            raise CompileError("meaningless with --check", Loc(options), hint="the file says what was certified")
+            raise CompileError(
+                "meaningless with --check", Loc(_options(foreign)), hint="the file says what was certified"
+            )
         return
     for name, place in (("model", "MODEL"), ("data", "--data"), ("near", "--set")):
-        if name not in given:
+        if name not in given and not (is_flips and name == "near"):
             raise CompileError(
                 "is missing",
                 Loc(place),
@@ -111,3 +147,7 @@ def check_certify_options(given: Set[str], *, is_check: bool) -> None:
             )
     if "decay_bits" in given and "quantise" not in given:
         raise CompileError("is given without --quantise", Loc("--decay-bits"), hint="nothing is rounded without it")
+
+
+def _options(names: Set[str]) -> str:
+    return ", ".join(f"--{'set' if name == 'near' else name.replace('_', '-')}" for name in sorted(names))

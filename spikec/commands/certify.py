@@ -65,9 +65,9 @@ def run_certify_command(request: CertifyRequest, *, as_json: bool) -> int:
     start = time.perf_counter()
     set_named(request.spec)
     if request.output is not None:
-        _check_place(request.output)
+        check_place(request.output)
     samples = load(request.source.data, split=Split.TEST)
-    graph = _loaded(request.source)
+    graph = loaded(request.source)
     plan = _planned(request, graph)
     cases = chosen_cases(plan.subject, samples, request.choice)
     model_sha256 = network_digest(graph)
@@ -112,7 +112,7 @@ def _records(request: CertifyRequest, plan: Plan, cases: Sequence[Case], model_s
         raise
 
 
-def _loaded(source: Source) -> Graph:
+def loaded(source: Source) -> Graph:
     """The network that a user named."""
     with progress_bar("importing") as bar:
         model = load_model(
@@ -138,7 +138,8 @@ def methods_named(text: str) -> tuple[Method, ...]:
     return tuple(method for name, method in known.items() if name in names)
 
 
-def _check_place(output: Path) -> None:
+def check_place(output: Path) -> None:
+    """Raises: CompileError for a place where no file can be written."""
     loc = Loc(str(output))
     if output.is_dir():
         raise CompileError("is a folder, not a file", loc, hint="name a file inside it")

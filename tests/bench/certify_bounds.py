@@ -2,6 +2,7 @@
 
     python -m tests.bench.certify_bounds --model zoo:digits-fc@digits --data digits --json
     python -m tests.bench.certify_bounds --model robust.spk --data mnist:FOLDER --samples 50 --eps 0.02,0.05,0.1
+    python -m tests.bench.certify_bounds --model conv.spk --timesteps 3 --data mnist:FOLDER --samples 20
 
 One process, the same network, samples, sets and threads for all; at each epsilon the contenders take turns over all
 samples, the order reversed in every other round. An epsilon is half the width of a pixel's interval, under the draws
@@ -127,6 +128,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--samples", type=int, default=20, help="the first held-out ones")
     parser.add_argument("--eps", default="0.01,0.02,0.05", help="half-widths, or flips of spikes")
+    parser.add_argument("--timesteps", type=int, help="bounds of so many time steps; the network's own")
     parser.add_argument("--slope-steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -147,12 +149,14 @@ def main() -> None:
 
     import torch
 
-    from compiler.passes import DropEncode
+    from compiler.passes import DropEncode, Retime
     from frontends.datasets import train_and_test
     from spikec.models import load_model
 
     torch.set_num_threads(given.threads)
     graph = load_model(given.model).graph
+    if given.timesteps is not None:
+        graph = Retime(given.timesteps)(graph)
     _, test = train_and_test(given.data)
     taken = test.take(slice(0, given.samples))
     labels = [int(label) for label in taken.y]
