@@ -248,11 +248,12 @@ def cache_key(shape: LayerShape, density: float) -> str:
     """What a measured order depends on: CPU, threads, torch, layer, and the density to one digit."""
     sizes = " ".join(f"{item.name}={value}" for item, value in zip(fields(shape), astuple(shape), strict=True))
     return (
-        f"{_cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {sizes}, density {density:.1g}"
+        f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {sizes}, density {density:.1g}"
     )
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The CPU's name, as Linux states it or the platform does."""
     listing = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", listing.read_text() if listing.exists() else "", re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()

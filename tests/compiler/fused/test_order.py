@@ -28,7 +28,8 @@ from compiler.fused.order import (
     this_machine,
     torch_trial,
 )
-from compiler.fused.order_cache import FILE_NAME, OrderCache, OrderCacheWarning, best_order
+from compiler.fused.cache_file import CacheFileWarning
+from compiler.fused.order_cache import OrderCache, best_order
 from compiler.fused.stages import plan_stages
 from compiler.ir.ops import Conv2d
 from tests.strategies import RandomNetwork, networks
@@ -189,7 +190,7 @@ def test_a_measured_order_is_kept(tmp_path: Path) -> None:
     assert best_order(replace(SHAPE, batch=4), density=0.2, cache=cache, search=search).layout is Layout.CHANNELS_LAST
     assert best_order(SHAPE, density=0.01, cache=cache, search=search) is not None
     assert len(asked) == 3
-    assert [path.name for path in cache.folder.iterdir()] == [FILE_NAME]
+    assert [path.name for path in cache.folder.iterdir()] == [OrderCache.file_name]
 
 
 def test_a_key_names_all_that_an_order_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +203,7 @@ def test_a_key_names_all_that_an_order_depends_on(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "__version__", "0.0")
     assert cache_key(SHAPE, 0.2) != key
     monkeypatch.undo()
-    monkeypatch.setattr(order_module, "_cpu_model", lambda: "another")
+    monkeypatch.setattr(order_module, "cpu_model", lambda: "another")
     assert cache_key(SHAPE, 0.2) != key
 
 
@@ -231,11 +232,11 @@ def test_kept_orders_are_found(tmp_path_factory: pytest.TempPathFactory, orders:
     ],
 )
 def test_a_damaged_file_is_measured_again(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE_NAME).write_bytes(content)
+    (tmp_path / OrderCache.file_name).write_bytes(content)
     cache = OrderCache(tmp_path)
-    with pytest.warns(OrderCacheWarning, match=f"{FILE_NAME}: .*; loop orders are measured again"):
+    with pytest.warns(CacheFileWarning, match=f"{OrderCache.file_name}: .*; they are measured again"):
         assert cache.find("k") is None
-    with pytest.warns(OrderCacheWarning):
+    with pytest.warns(CacheFileWarning):
         cache.keep("k", LoopOrder(7))
     assert cache.find("k") == LoopOrder(7)
 
@@ -243,14 +244,14 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, content: bytes) -> Non
 def test_orders_of_another_format_do_not_count(tmp_path: Path) -> None:
     cache = OrderCache(tmp_path)
     cache.keep("k", LoopOrder(7))
-    content = json.loads((tmp_path / FILE_NAME).read_text())
-    (tmp_path / FILE_NAME).write_text(json.dumps({**content, "format": 0}))
+    content = json.loads((tmp_path / OrderCache.file_name).read_text())
+    (tmp_path / OrderCache.file_name).write_text(json.dumps({**content, "format": 0}))
     assert cache.find("k") is None
 
 
 def test_a_folder_that_cannot_be_written_is_only_warned_of(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.warns(OrderCacheWarning, match="measured loop orders are not kept"):
+    with pytest.warns(CacheFileWarning, match="measured loop orders are not kept"):
         OrderCache(tmp_path / "file" / "below").keep("k", LoopOrder())
 
 
@@ -262,17 +263,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.warns(OrderCacheWarning, match="disk full"):
+    with pytest.warns(CacheFileWarning, match="disk full"):
         cache.keep("other", LoopOrder(8))
     monkeypatch.undo()
     assert cache.find("k") == LoopOrder(7)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [OrderCache.file_name]
 
 
 def test_writers_at_once_leave_a_whole_file(tmp_path: Path) -> None:
     cache = OrderCache(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda at: cache.keep(f"k{at}", LoopOrder(at)), range(40)))
-    content = json.loads((tmp_path / FILE_NAME).read_text())["orders"]
+    content = json.loads((tmp_path / OrderCache.file_name).read_text())["orders"]
     assert content
     assert all(entry == {"rows_per_call": int(key[1:]), "layout": "channels_last"} for key, entry in content.items())
