@@ -17,6 +17,8 @@ class Arrays:
     x: Buffer
     table: Buffer | None = None
     y: Buffer | None = None
+    words: Buffer | None = None
+    mask: Buffer | None = None
     grad_y: Buffer | None = None
     grad_x: Buffer | None = None
     sums: Buffer | None = None

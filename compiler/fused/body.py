@@ -12,6 +12,8 @@ from compiler.fused.emit import Buffer, Expr, Lanes, T, both, f32, local, put, s
 from compiler.fused.population import Population
 
 Index = Expr | int
+Flags = Callable[[Index], Expr]  # 1 or 0 for a lane
+Membranes = Callable[[Index, Index], Expr]  # m of a pixel and a lane
 
 
 class Cell(ABC):
@@ -95,15 +97,22 @@ class _State:
         return None if self.reset_by is None else self.reset_by[j, k, lane]
 
 
-def forward(cell: Cell) -> None:
-    """Algorithm 1: the cell's spikes, pooled."""
+def forward(cell: Cell, write: Callable[[Index, Membranes], None] | None = None) -> None:
+    """Algorithm 1: the cell's spikes, pooled.
+
+    write(t, m): what becomes of a step's membrane potentials; None: results are stored.
+    """
     state = _start(cell)
     m = cell.local(cell.pixels, cell.lanes.width)
     with cell.steps() as t, cell.each() as j:
         cell.fetch(t, back=False)
         with T.unroll(cell.pixels) as k:
             _advance(cell, state, (t, j, k), lambda k, lane: m[k, lane], lambda k, lane, value: put(m, value, k, lane))
-        _write_result(cell, t, lambda k, lane: m[k, lane])
+        written = lambda k, lane: m[k, lane]  # noqa: E731
+        if write is None:
+            store_result(cell, t, pooled(cell, written))
+        else:
+            write(t, written)
 
 
 def backward(cell: Cell, result: Callable[[Index, Index, Buffer], None], *, spikes: bool) -> None:
@@ -121,7 +130,7 @@ def backward(cell: Cell, result: Callable[[Index, Index, Buffer], None], *, spik
             put_m = lambda k, lane, value: put(m, value, t, j, k, lane)  # noqa: E731
             _advance(cell, state, (t, j, k), lambda k, lane: m[t, j, k, lane], put_m)
         if spikes:
-            _write_result(cell, t, lambda k, lane: m[t, j, k, lane])
+            store_result(cell, t, pooled(cell, lambda k, lane: m[t, j, k, lane]))
     later = _filled(cell, lambda _: f32(0.0))  # dL/dm[t+1]
     grad_m, grad_s = cell.local(pixels, lanes.width), cell.local(pixels, lanes.width)
     with cell.steps() as back, cell.each() as j:
@@ -153,7 +162,7 @@ def _advance(
     cell: Cell,
     state: _State,
     at: tuple[Index, Index, Index],
-    m: Callable[[Index, Index], Expr],
+    m: Membranes,
     put_m: Callable[[Index, Index, Expr], None],
 ) -> None:
     """One step of the neurons at (t, member, pixel): m[t], then v[t]."""
@@ -169,8 +178,8 @@ def _advance(
             put(state.reset_by, select(neuron.fires(m(k, lane)), neuron.number("threshold"), f32(0.0)), j, k, lane)
 
 
-def _write_result(cell: Cell, t: Index, m: Callable[[Index, Index], Expr]) -> None:
-    """Spikes, or what their pooling makes of them."""
+def pooled(cell: Cell, m: Membranes) -> Flags:
+    """Spikes: of the neuron, or their maximum over the window; of averages, how many there are."""
 
     def spike(k: Index, lane: Index) -> Expr:
         fired = select(cell.dynamics(lane).fires(m(k, lane)), f32(1.0), f32(0.0))
@@ -179,18 +188,50 @@ def _write_result(cell: Cell, t: Index, m: Callable[[Index, Index], Expr]) -> No
 
     window = cell.population.window
     if window is None:
-        cell.store_y(t, lambda lane: spike(0, lane))
-        return
-    pooled = cell.local(cell.lanes.width)
+        return lambda lane: spike(0, lane)
+    found = cell.local(cell.lanes.width)
     with cell.lanes.each() as lane:
-        put(pooled, f32(0.0), lane)
+        put(found, f32(0.0), lane)
     with T.unroll(cell.pixels) as k, cell.lanes.each() as lane:
-        value = pooled[lane] + spike(k, lane) if window.average else T.max(pooled[lane], spike(k, lane))
-        put(pooled, value, lane)
-    cell.store_y(t, lambda lane: pooled[lane] * cell.share() if window.average else pooled[lane])
+        put(found, found[lane] + spike(k, lane) if window.average else T.max(found[lane], spike(k, lane)), lane)
+    return lambda lane: found[lane]
 
 
-def _spread(cell: Cell, t: Index, m: Callable[[Index, Index], Expr], grad_s: Buffer) -> None:
+def store_result(cell: Cell, t: Index, spikes: Flags) -> None:
+    """Write the result from its `pooled` spikes."""
+    window = cell.population.window
+    is_average = window is not None and window.average
+    cell.store_y(t, lambda lane: spikes(lane) * cell.share() if is_average else spikes(lane))
+
+
+def reached(cell: Cell, m: Membranes) -> Flags:
+    """Whether the result's gradient reaches an m where ds/dm is not 0: of averages any pixel's, else that of `_spread`.
+
+    dL/dm takes dL/ds times ds/dm and nothing else of it; the paths through resets start from later dL/dm.
+    """
+
+    def gate(value: Expr, lane: Index) -> Expr:
+        return select(cell.dynamics(lane).surrogate(value) != f32(0.0), f32(1.0), f32(0.0))
+
+    window = cell.population.window
+    if window is None:
+        return lambda lane: gate(m(0, lane), lane)
+    found = cell.local(cell.lanes.width)
+    with cell.lanes.each() as lane:
+        put(found, f32(0.0) if window.average else m(0, lane), lane)
+    with T.unroll(cell.pixels) as back, cell.lanes.each() as lane:
+        k = cell.pixels - 1 - back  # of a maximum the first pixel with a spike is the last to be put
+        valid = cell.valid(k)
+        if window.average:
+            value = gate(m(k, lane), lane)
+            put(found, T.max(found[lane], value if valid is None else select(valid, value, f32(0.0))), lane)
+        else:
+            fired = cell.dynamics(lane).fires(m(k, lane))
+            put(found, select(fired if valid is None else both(valid, fired), m(k, lane), found[lane]), lane)
+    return lambda lane: found[lane] if window.average else gate(found[lane], lane)
+
+
+def _spread(cell: Cell, t: Index, m: Membranes, grad_s: Buffer) -> None:
     """dL/ds[t] of each pixel from the result's gradient; a maximum hands it to the first pixel that attains it."""
     window, lanes = cell.population.window, cell.lanes
     if window is None or window.average:

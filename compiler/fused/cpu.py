@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,8 @@ from compiler.fused.array_cell import Arrays, Grid
 from compiler.fused.body import Index, backward, forward
 from compiler.fused.cpu_cell import SUMS, CpuCell, Place, Tile, most_members, stack
 from compiler.fused.emit import Buffer, Expr, Lanes, T, argument, f32, kernel, put, tirx, tvm
-from compiler.fused.population import KernelName, Population
+from compiler.fused.population import KernelName, Population, Results
+from compiler.fused.result_bits import FEWEST_LANES, clear_last_words, part_dtype, write_results
 from compiler.tvm_setup import host_target
 
 __all__ = ["SUMS", "cpu_kernel", "vector_lanes"]
@@ -23,18 +25,42 @@ def vector_lanes() -> int:
 
 
 def cpu_kernel(
-    population: Population, name: KernelName, *, lanes: int, tail: bool, parallel: bool = True
+    population: Population,
+    name: KernelName,
+    *,
+    lanes: int,
+    tail: bool,
+    parallel: bool = True,
+    results: Results = Results.Y,
 ) -> tirx.PrimFunc:
     """One kernel of a population, see `KernelName`. `tail`: the channels are no multiple of the lanes.
 
     `parallel`: rows are dealt out to threads; otherwise the caller's does all, which is faster for small arrays.
+    `results`: what a kernel that writes results writes; bits of forward only.
 
     Shapes: X (T, Q, C) with Q = N * H * W; with pooling (T, N, H, W, C) and Y (T, N, H', W', C); X and grad_X without
-    T if `repeated`; table (rows, C); P (groups, 2, C) in f64. Extents but T are read from the arrays.
+    T if `repeated`; table (rows, C); P (groups, 2, C) in f64; words and mask (T, Q, parts) or (T, N, H', W', parts) as
+    signed integers of `lanes` bits, parts = 32 / lanes * ceil(C / 32). Extents but T are read from the arrays.
+
+    Raises: ValueError for bits that this population, kernel or number of lanes has not.
     """
+    _check(population, name, lanes, results)
     if name is KernelName.STATISTICS:
         population = replace(population, window=None)
-    return kernel(name, _Writer(population, name, lanes, tail, parallel).write)
+    return kernel(name, _Writer(population, name, lanes, tail, parallel, results).write)
+
+
+def _check(population: Population, name: KernelName, lanes: int, results: Results) -> None:
+    if not results.has_bits:
+        return
+    if name is not KernelName.FORWARD:
+        raise ValueError(f"{name} writes no bits, only forward does")
+    if lanes not in (FEWEST_LANES, 16, 32):
+        raise ValueError(f"lanes is {lanes}, must be {FEWEST_LANES}, 16 or 32 for results as bits")
+    if Results.WORDS in results and not population.binary:
+        raise ValueError("averages of spikes are no bits")
+    if Results.MASK in results and not population.masked:
+        raise ValueError(f"the {population.surrogate.kind} surrogate is 0 nowhere, so there is no mask")
 
 
 @dataclass(slots=True)
@@ -46,6 +72,7 @@ class _Writer:
     lanes: int
     tail: bool
     parallel: bool
+    results: Results
     grid: Grid = field(init=False)
     arrays: Arrays = field(init=False)
 
@@ -89,8 +116,13 @@ class _Writer:
             arrays.grad_x = argument("grad_x", x_shape, dtype)
         if name.writes_sums(population.norm):
             arrays.sums = argument("sums", [T.int64(), 2, channels], SUMS)
-        if name.writes_y:
+        if name.writes_y and Results.Y in self.results:
             arrays.y = argument("y", y_shape, dtype)
+        bits_shape = [*y_shape[:-1], T.int64()]
+        if Results.WORDS in self.results:
+            arrays.words = argument("words", bits_shape, part_dtype(self.lanes))
+        if Results.MASK in self.results:
+            arrays.mask = argument("mask", bits_shape, part_dtype(self.lanes))
 
     def _windows(self) -> tuple[Expr, Expr]:
         """Rows and columns of windows, those without a result among them: their inputs have gradients too."""
@@ -124,21 +156,44 @@ class _Writer:
         def place(channel: Expr) -> Place:
             return Place(sample, row, column, channel, group)
 
+        clear_last_words(self._at(Tile(place(T.int64(0)), counted, T.int64(1)), Lanes(1)))
         with T.serial(_ceil(vectors, T.int64(members))) as tile:
             first = tile * members
             some = _opaque(T.min(T.int64(members), vectors - first))
             self._cell(Tile(place(first * self.lanes), counted, some), Lanes(self.lanes))
         if self.tail:
-            with T.serial(self.grid.channels % self.lanes) as channel:
-                self._cell(Tile(place(vectors * self.lanes + channel), counted, T.int64(1)), Lanes(1))
+            self._rest(place, counted)
+
+    def _rest(self, place: Callable[[Expr], Place], columns: Expr) -> None:
+        """The channels that fill no vector, one by one. A bit alone costs many times its share of a part of a word.
+
+        So with bits the last vector is one of the last channels, if there are as many; it writes some results again.
+        """
+        channels, lanes, one = self.grid.channels, self.lanes, T.int64(1)
+
+        def singly() -> None:
+            with T.serial(channels % lanes) as channel:
+                self._cell(Tile(place(channels // lanes * lanes + channel), columns, one), Lanes(1))
+
+        if not self.results.has_bits:
+            singly()
+            return
+        with T.If(channels >= lanes):
+            with T.Then():
+                self._cell(Tile(place(channels - lanes), columns, one), Lanes(lanes))
+            with T.Else():
+                singly()
+
+    def _at(self, tile: Tile, lanes: Lanes) -> CpuCell:
+        return CpuCell(self.population, lanes, self.arrays, self.grid, tile, self._members())
 
     def _cell(self, tile: Tile, lanes: Lanes) -> None:
-        cell = CpuCell(self.population, lanes, self.arrays, self.grid, tile, self._members())
+        cell = self._at(tile, lanes)
         match self.name:
             case KernelName.STATISTICS:
                 _statistics(cell)
             case KernelName.FORWARD:
-                forward(cell)
+                forward(cell, functools.partial(write_results, cell, self.results))
             case _:
                 _Gradient(cell, self.name).write()
 
@@ -189,7 +244,7 @@ class _Gradient:
             self.first, self.second = _zeros(cell), _zeros(cell)
         if name.writes_grad_x and cell.population.repeated:
             self.total = _zeros(cell, cell.pixels)
-        backward(cell, self._result, spikes=name.writes_y)
+        backward(cell, self._result, spikes=cell.arrays.y is not None)
         with cell.each() as j:
             self._finish(j, self.first, self.second, self.total)
 

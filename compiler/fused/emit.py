@@ -76,4 +76,4 @@ def both(left: Expr | None, right: Expr | None) -> Expr | None:
     return tirx.And(left, right)
 
 
-_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "uint8": 1, "int32": 4}
+_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Flag, StrEnum, auto
 
-from compiler.ir.values import Compare, Reset, Surrogate
+from compiler.ir.values import Compare, Reset, Surrogate, SurrogateKind
 
 PER_CHANNEL = None  # of a neuron's number: its values stand in the table
 
@@ -26,16 +26,40 @@ class Activation(StrEnum):
     BF16 = "bfloat16"
 
 
+class Results(Flag):
+    """What a kernel that writes results writes of them, one argument each and in this order.
+
+    Y      the results themselves
+    WORDS  spikes as bits: u32 words (T, N, H', W', ceil(C / 32)), bit b of word w is the spike of channel 32 * w + b
+    MASK   bits in the same places: 0 where the result's gradient counts for nothing, since ds/dm is 0 at each m that
+           it would go to; whatever finite number stands there, all gradients stay the same but for signs of zeros
+
+    Bits of absent channels are 0. Kernels take words as parts of as many bits as their vectors have lanes, signed
+    integers in the order of a little-endian CPU.
+    """
+
+    NONE = 0
+    Y = auto()
+    WORDS = auto()
+    MASK = auto()
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether bits are among them."""
+        return bool(self & (Results.WORDS | Results.MASK))
+
+
 class KernelName(StrEnum):
     """The kernels of a population and their arguments, in this order; [..] where the population calls for them.
 
     statistics      X, P: sums of x - x[0] and of its square, x[0] being each channel's first value
-    forward         X, [table], Y                                       algorithm 1
+    forward         X, [table], Y, [words], [mask]                      algorithm 1
     gradient_sums   X, table, grad_Y, P, Y: sums of dL/dm and of dL/dm * (x - shift)      algorithm 2
     gradient_input  X, table, grad                                      algorithm 3
     gradient        X, [table], grad, [P], Y: both in one, without statistics of the batch
 
-    Y is written again in the backward pass for the weight gradient of the layer behind. `grad` is one array, grad_Y
+    Y is written again in the backward pass for the weight gradient of the layer behind; which arrays of `Results` stand
+    in its place, the caller says. `grad` is one array, grad_Y
     before and grad_X after, if the population is `in_place`; else the two arrays grad_Y, grad_X.
     """
 
@@ -123,6 +147,16 @@ class Population:
     def in_place(self) -> bool:
         """Whether the gradient of the input takes the place of the result's."""
         return self.window is None and not self.repeated
+
+    @property
+    def binary(self) -> bool:
+        """Whether results are spikes, not averages of some."""
+        return self.window is None or not self.window.average
+
+    @property
+    def masked(self) -> bool:
+        """Whether ds/dm is exactly 0 far from the threshold, so that a mask of results says something."""
+        return self.surrogate.kind in (SurrogateKind.RECTANGLE, SurrogateKind.TRIANGLE)
 
     @property
     def kernels(self) -> tuple[KernelName, ...]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from compiler.fused.cpu import cpu_kernel, vector_lanes
 from compiler.fused.finish import FinishName, finish_kernels
-from compiler.fused.population import KernelName, Population
+from compiler.fused.population import KernelName, Population, Results
+from compiler.fused.result_bits import FEWEST_LANES
 from compiler.tvm_setup import host_target, tvm
 from runtime.fused.threads import free_cores, match_thread_count
 
@@ -26,11 +27,12 @@ LAUNCHES: Counter[str] = Counter()  # by kernel, of this process
 class CpuKernels:
     """The kernels of one population; each is compiled when it is first called.
 
-    tail: the channels are no multiple of a vector.
+    channels: of its input. results: what forward, gradient_sums and gradient write.
     """
 
     population: Population
-    tail: bool
+    channels: int
+    results: Results = Results.Y
 
     def __call__(self, name: Name, *arguments: Argument) -> None:
         """Run one kernel, on one thread where its input is small."""
@@ -41,19 +43,21 @@ class CpuKernels:
         parallel = not small and match_thread_count() > 1
         if parallel:
             free_cores()
-        _compiled(self.population, self.tail, name, parallel)(*arguments)
+        tail = self.channels % lanes_of(self.results) != 0
+        _compiled(self.population, tail, name, parallel, self.results)(*arguments)
 
 
-def has_tail(channels: int) -> bool:
-    """Whether the channels leave a part of a vector over."""
-    return channels % vector_lanes() != 0
+def lanes_of(results: Results) -> int:
+    """Lanes of the kernels that write these results: of bits at least as many as fill a part of a word."""
+    return max(vector_lanes(), FEWEST_LANES) if results.has_bits else vector_lanes()
 
 
 @functools.cache
-def _compiled(population: Population, tail: bool, name: Name, parallel: bool) -> Callable[..., None]:
+def _compiled(population: Population, tail: bool, name: Name, parallel: bool, results: Results) -> Callable[..., None]:
     if isinstance(name, FinishName):
         function = finish_kernels(population)[name]
     else:
-        function = cpu_kernel(population, name, lanes=vector_lanes(), tail=tail, parallel=parallel)
+        lanes = lanes_of(results)
+        function = cpu_kernel(population, name, lanes=lanes, tail=tail, parallel=parallel, results=results)
     kernel: Callable[..., None] = tvm.compile(function, target=host_target())[str(name)]
     return kernel

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from compiler.fused.arena import SUM_GROUPS
 from compiler.fused.finish import FinishName
-from compiler.fused.population import PER_CHANNEL, KernelName, Norm, Population
+from compiler.fused.population import PER_CHANNEL, KernelName, Norm, Population, Results
+from compiler.fused.result_bits import part_dtype
+from compiler.fused.spikes.geometry import BITS
 from compiler.ir.ops import window_extent
-from runtime.fused.cpu_kernels import CpuKernels, has_tail
+from runtime.fused.cpu_kernels import CpuKernels, lanes_of
 
 Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # a scratch buffer for a role
 AllReduce = Callable[[Tensor], None]  # adds a tensor up over processes, in place
@@ -120,15 +122,43 @@ class Run(Protocol):
 MakeRun = Callable[[Population, Tensor, Mapping[str, Tensor], Norming | None, Take], Run]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Memory for results, C-contiguous; None for those that are not wanted, see `Results`.
+
+    y (T, N, H', W', C) of the input's type; words and mask (T, N, H', W', ceil(C / 32)) in int32.
+    """
+
+    y: Tensor | None = None
+    words: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def results(self) -> Results:
+        """Which are wanted."""
+        found = Results.NONE
+        for result, tensor in ((Results.Y, self.y), (Results.WORDS, self.words), (Results.MASK, self.mask)):
+            if tensor is not None:
+                found |= result
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class NeuronsRun(Neurons):
     """One execution on this CPU, see `Run`."""
 
+    @property
+    def words_shape(self) -> tuple[int, ...]:
+        """Of the result as words, and of its mask."""
+        *pixels, channels = self.out_shape
+        return *pixels, -(-channels // BITS)
+
     def first(self) -> tuple[Tensor, Tensor | None]:
-        moments = self._moments()
+        moments = self.moments()
         return self.forward(moments), moments
 
-    def _moments(self) -> Tensor | None:
+    def moments(self) -> Tensor | None:
+        """What `first` returns of the batch norm, without a result."""
         if self.norming is None:
             return None
         if self.population.norm is Norm.RUNNING:
@@ -144,31 +174,48 @@ class NeuronsRun(Neurons):
 
     def forward(self, moments: Tensor | None) -> Tensor:
         y = self.take("y", self.out_shape, self.x.dtype)
-        table = self._table(moments)
-        self._kernels(KernelName.FORWARD, self._input(self.x), *table.rows, self._output(y))
+        self.fill(moments, Outputs(y=y))
         return y
 
-    def backward(self, moments: Tensor | None, grad: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def fill(self, moments: Tensor | None, outputs: Outputs) -> None:
+        """Algorithm 1 with moments that are known: the results that are wanted, one of them at least.
+
+        Raises: ValueError for words where the population is not `binary`, for a mask where it is not `masked`.
+        """
+        kernels, table = self._writing(outputs.results), self._table(moments)
+        targets = [] if outputs.y is None else [self._output(outputs.y)]
+        part = getattr(torch, part_dtype(lanes_of(outputs.results)))
+        targets += [self._output(bits.view(part)) for bits in (outputs.words, outputs.mask) if bits is not None]
+        kernels(KernelName.FORWARD, self._input(self.x), *table.rows, *targets)
+
+    def backward(
+        self, moments: Tensor | None, grad: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """As `Run.backward`; without y nothing but gradients is written, and they are the same."""
+        kernels, again = self._writing(Outputs(y=y).results), [] if y is None else [self._output(y)]
         x, table = self._input(self.x), self._table(moments)
         targets, grad_x = [self._output(grad)], grad
         if not self.population.in_place:
             grad_x = self.take("grad_x", tuple(self.x.shape), self.x.dtype)
             targets.append(self._input(grad_x))
         if self.population.norm is Norm.NONE:
-            self._kernels(KernelName.GRADIENT, x, *table.rows, *targets, self._output(y))
+            kernels(KernelName.GRADIENT, x, *table.rows, *targets, *again)
             return grad_x, None
         sums = self._sums()
         if self.population.norm is Norm.RUNNING:
-            self._kernels(KernelName.GRADIENT, x, *table.rows, *targets, sums, self._output(y))
+            kernels(KernelName.GRADIENT, x, *table.rows, *targets, sums, *again)
             return grad_x, self._norm_gradients(sums, table)
-        self._kernels(KernelName.GRADIENT_SUMS, x, *table.rows, targets[0], sums, self._output(y))
+        kernels(KernelName.GRADIENT_SUMS, x, *table.rows, targets[0], sums, *again)
         norm_gradients = self._norm_gradients(sums, table)
         self._kernels(KernelName.GRADIENT_INPUT, x, *table.rows, *targets)
         return grad_x, norm_gradients
 
     @property
     def _kernels(self) -> CpuKernels:
-        return CpuKernels(self.population, has_tail(self.x.shape[-1]))
+        return self._writing(Results.Y)
+
+    def _writing(self, results: Results) -> CpuKernels:
+        return CpuKernels(self.population, self.x.shape[-1], results)
 
     def _sums(self) -> Tensor:
         return self.take("sums", (SUM_GROUPS, 2, self.x.shape[-1]), torch.float64)
