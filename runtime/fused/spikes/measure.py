@@ -1,0 +1,129 @@
+"""What each pass of a layer costs on this machine, in each of the ways that compute it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from compiler.fused.order import cpu_model
+from compiler.fused.spikes.costs import WAYS, Cost, CostCache, LayerCosts, Pass, Way
+from compiler.fused.spikes.geometry import Geometry
+from hwmodel.folders import cache_folder
+from runtime.fused.spikes.layer import SpikeLayer
+from runtime.fused.spikes.words import pack
+
+SHARES = {Way.EVENTS: (0.02, 0.2), Way.MASKED: (0.1, 0.4)}  # that a line is drawn through
+_SHARE = 0.1  # of spikes where the time does not depend on it
+_ROUNDS = 3
+
+Key = tuple[SpikeLayer, int]
+_FOUND: dict[Key, LayerCosts] = {}
+
+
+def costs_of(layer: SpikeLayer) -> LayerCosts:
+    """As kept in memory or in the cache folder, or else measured and kept."""
+    key = (layer, torch.get_num_threads())
+    if key not in _FOUND:
+        cache, name = CostCache(cache_folder()), cache_key(layer)
+        costs = cache.find(name)
+        if costs is None:
+            costs = measure(layer)
+            cache.keep(name, costs)
+        _FOUND[key] = costs
+    return _FOUND[key]
+
+
+def cache_key(layer: SpikeLayer) -> str:
+    """What costs depend on: CPU, threads, torch, the layer and its batch."""
+    sizes = " ".join(
+        f"{item.name}={value}" for item, value in zip(fields(Geometry), astuple(layer.geometry), strict=True)
+    )
+    rows = f"rows_per_call={layer.layer.rows_per_call}"
+    return f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {sizes} {rows}"
+
+
+def measure(layer: SpikeLayer, *, clock: Callable[[], float] = time.perf_counter) -> LayerCosts:
+    """Medians over some calls, all ways of a pass in turn, after one that counts for nothing."""
+    costs: dict[tuple[Pass, Way], Cost] = {}
+    trial = _Trial.of(layer)
+    for of in Pass:
+        runs = {(way, share): trial.call(of, way, share) for way, share in _asked(layer, of)}
+        times: dict[tuple[Way, float], list[float]] = {key: [] for key in runs}
+        for number in range(_ROUNDS + 1):
+            for key, run in runs.items():
+                start = clock()
+                run()
+                if number:
+                    times[key].append(clock() - start)
+        medians = {key: statistics.median(own) for key, own in times.items()}
+        for way in dict.fromkeys(way for way, _ in runs):
+            if way in SHARES:
+                low, high = SHARES[way]
+                costs[of, way] = Cost.through(low, high, (medians[way, low], medians[way, high]))
+            else:
+                costs[of, way] = Cost(base=medians[way, _SHARE])
+    return LayerCosts(costs)
+
+
+def _asked(layer: SpikeLayer, of: Pass) -> Iterator[tuple[Way, float]]:
+    for way in WAYS[of]:
+        if layer.supports(of, way):
+            for share in SHARES.get(way, (_SHARE,)):
+                yield way, share
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Random numbers of the layer's sizes."""
+
+    layer: SpikeLayer
+    weight: Tensor
+    random: torch.Generator
+
+    @classmethod
+    def of(cls, layer: SpikeLayer) -> _Trial:
+        geometry, random = layer.geometry, torch.Generator().manual_seed(0)
+        weight = torch.randn(geometry.out_channels, *geometry.kernel, geometry.group_channels, generator=random)
+        if layer.layer.convolution:
+            return cls(layer, weight.permute(0, 3, 1, 2), random)
+        return cls(layer, weight.flatten(1), random)
+
+    def call(self, of: Pass, way: Way, share: float) -> Callable[[], object]:
+        """One call of a pass."""
+        layer, weight = self.layer, self.weight
+        match of:
+            case Pass.FORWARD:
+                words = self._bits(share)
+                return lambda: layer.forward(way, words, weight, None, _fresh)
+            case Pass.WEIGHT_GRADIENT:
+                words, grad = self._bits(share), self._grad(1.0)
+                return lambda: layer.grad_weight(way, words, grad, weight, _fresh)
+            case Pass.INPUT_GRADIENT:
+                grad = self._grad(share if way is Way.EVENTS else 1.0)
+                mask = self._bits(share if way is Way.MASKED else 1.0)
+                return lambda: layer.grad_input(way, grad, mask, weight, _fresh)
+
+    def _bits(self, share: float) -> Tensor:
+        geometry = self.layer.geometry
+        shape = (geometry.images, geometry.height, geometry.width)
+        x = (torch.rand(*shape, geometry.channels, generator=self.random) < share).float()
+        words = torch.empty(*shape, geometry.words, dtype=torch.int32)
+        pack(geometry, x, words, _fresh)
+        return words
+
+    def _grad(self, share: float) -> Tensor:
+        geometry = self.layer.geometry
+        shape = (geometry.images, geometry.out_height, geometry.out_width, geometry.out_channels)
+        grad = torch.randn(shape, generator=self.random)
+        if share < 1.0:
+            grad *= torch.rand(shape, generator=self.random) < share
+        return grad.permute(0, 3, 1, 2) if self.layer.layer.convolution else grad.view(shape[2:])
+
+
+def _fresh(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
