@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from compiler.fused.order import LoopOrder, layer_shapes, modelled_order, this_m
 from compiler.fused.order_cache import OrderCache, best_order
 from compiler.fused.plan import Plan, Stage
 from compiler.fused.program import buffer_names
+from compiler.fused.spikes.costs import SpikeKernels
 from compiler.fused.stages import plan_stages
 from frontends.from_torch import Imported, import_module
 from frontends.torch_import.axes import Lead
@@ -20,6 +21,8 @@ from hwmodel.errors import CompileError, Loc
 from hwmodel.folders import cache_folder
 from runtime.fused.keep_buffers import keep_buffers
 from runtime.fused.module import FusedModule, Interface
+
+Option = TypeVar("Option", bound=StrEnum)
 
 _DENSITY = 0.15  # of spikes, where loop orders are measured
 
@@ -42,6 +45,8 @@ def fuse(
     timesteps: int,
     *,
     loop_orders: LoopOrders | str = LoopOrders.MODELLED,
+    spike_kernels: SpikeKernels | str = SpikeKernels.MEASURED,
+    recompute: bool = True,
     name: str = "network",
     output: int | None = None,
 ) -> FusedModule:
@@ -53,14 +58,17 @@ def fuse(
     the environment switches that off.
 
     example: an input as the module takes it, see `from_torch`; the batch may differ later, and loop orders are chosen
-    for the example's. `print(fused.describe())` shows what runs how. Of a module that does one time step a call, the
+    for the example's. Layers with spike input run on kernels of their own where measurements, made in the first steps
+    and kept in the cache folder, say that it pays; `spike_kernels="off"` leaves them to the dense ones.
+    `print(fused.describe())` shows what runs how. Of a module that does one time step a call, the
     result does all: it takes (T, N, ...) and returns (T, N, ...). output: which of several outputs, as `from_torch`.
     Raises: CompileError for a network that the IR cannot express, with parameters that would not be trained, with
     dropout in training, with batch norms that do one time step a call, or with children named like an attribute of
     `FusedModule`.
     Source: chapter 4.
     """
-    choice = _choice(loop_orders, name)
+    choice = _member(LoopOrders, loop_orders, "way to choose loop orders", name)
+    kernels = _member(SpikeKernels, spike_kernels, "choice of spike kernels", name)
     imported = import_module(module, example, timesteps, name=name, output=output)
     _check_dropout(module, imported)
     _check_norms(imported)
@@ -68,15 +76,16 @@ def fuse(
     paths = _paths(module, plan)
     keep_buffers()
     orders = _orders(plan, imported.input.extents.samples, choice)
-    return FusedModule(module, plan, paths, interface=_interface(imported), orders=orders)
+    return FusedModule(
+        module, plan, paths, interface=_interface(imported), orders=orders, kernels=kernels, recompute=recompute
+    )
 
 
-def _choice(loop_orders: LoopOrders | str, name: str) -> LoopOrders:
+def _member(kind: type[Option], value: str, what: str, name: str) -> Option:
     try:
-        return LoopOrders(loop_orders)
+        return kind(value)
     except ValueError:
-        known = ", ".join(LoopOrders)
-        raise CompileError(f"{loop_orders!r} is no way to choose loop orders", Loc(name), hint=known) from None
+        raise CompileError(f"{value!r} is no {what}", Loc(name), hint=", ".join(kind)) from None
 
 
 def _orders(plan: Plan, batch: int, choice: LoopOrders) -> dict[str, LoopOrder]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from compiler.fused.plan import Part, Stage
 from compiler.fused.population import PER_CHANNEL, Activation, Norm, Population
+from compiler.fused.spikes.costs import SpikeKernels
 from compiler.ir.graph import Node
 from compiler.ir.ops import BatchNorm, Conv2d, Linear
 from compiler.ir.values import Param
@@ -43,11 +44,18 @@ class StageProgram:
     spikes: bool  # the spikes leave the stage, behind the layers' results
     packed: bool
     eps: float = 0.0
+    kernels: SpikeKernels = SpikeKernels.OFF  # of the layers; else what the backward pass reads of spikes is bits
 
     @property
     def norm(self) -> bool:
         """Whether a batch norm stands before the neurons."""
         return bool(self.parts) and isinstance(self.parts[0], Population) and self.parts[0].norm is not Norm.NONE
+
+    @property
+    def masked(self) -> bool:
+        """Whether bits tell where the spikes' gradient counts, beside the spikes' own bits."""
+        last = self.parts[-1] if self.parts else None
+        return self.kernels is not SpikeKernels.OFF and isinstance(last, Population) and last.masked
 
     def part(self, index: int, *, training: bool, activation: Activation) -> Part:
         """A part as it runs: in evaluation a batch norm takes its running statistics."""
@@ -66,8 +74,16 @@ def numbers(population: Population) -> tuple[str, ...]:
     return rows + tuple(name for name in ("input_scale", "leak_bias") if getattr(population, name) is PER_CHANNEL)
 
 
-def stage_program(stage: Stage, timesteps: int, rows_per_call: Mapping[str, int] | None = None) -> StageProgram:
-    """The stage without names. rows_per_call: of its layers, by node; all rows where none is named."""
+def stage_program(
+    stage: Stage,
+    timesteps: int,
+    rows_per_call: Mapping[str, int] | None = None,
+    kernels: SpikeKernels = SpikeKernels.OFF,
+) -> StageProgram:
+    """The stage without names.
+
+    rows_per_call: of its layers, by node; all rows where none is named. kernels: of layers with spike input.
+    """
     norm = stage.batch_norm.op if stage.batch_norm is not None else None
     return StageProgram(
         timesteps=timesteps,
@@ -78,6 +94,7 @@ def stage_program(stage: Stage, timesteps: int, rows_per_call: Mapping[str, int]
         spikes=stage.spikes is not None,
         packed=stage.packed,
         eps=norm.eps if isinstance(norm, BatchNorm) else 0.0,
+        kernels=kernels,
     )
 
 

@@ -17,6 +17,8 @@ from compiler.fused.arena import Key, Place, arrange, scratch_requests
 from compiler.fused.order import LoopOrder
 from compiler.fused.plan import Plan, Stage, Step, TorchStep
 from compiler.fused.program import buffer_names, parameter_names, stage_program
+from compiler.fused.spikes.costs import SpikeKernels
+from compiler.fused.spikes.eligible import kernels_of
 from compiler.fused.text import plan_text
 from compiler.ir import Param
 from compiler.ir.graph import Node
@@ -27,7 +29,9 @@ from runtime.fused.batch_norm import batch_norm, update_running
 from runtime.fused.neurons import COUNT
 from runtime.fused.ops import program_number
 from runtime.fused.ops import stage as stage_op
+from runtime.fused.origins import NOWHERE, Origin, origins_of
 from runtime.fused.processes import process_count
+from runtime.fused.spikes.explain import Explained, explained, explanation
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -89,16 +93,21 @@ class FusedModule(nn.Module):
         *,
         interface: Interface | None = None,
         orders: Mapping[str, LoopOrder] | None = None,
+        kernels: SpikeKernels = SpikeKernels.MEASURED,
+        recompute: bool = True,
     ) -> None:
         """paths: by parameter of the graph, its tensor's path in the source; others stay as the graph has them.
 
-        orders: by layer, the loop order of its calls; all rows at once where none is named.
+        orders: by layer, the loop order of its calls; all rows at once where none is named. kernels: of layers whose
+        input is spikes, on CPUs and in f32. recompute: results of layers that read bits are not kept for the backward
+        pass, but computed again.
         """
         super().__init__()
         self.process_group = ""
         self._plan, self._interface, self._orders = plan, interface or Interface(), dict(orders or {})
         self._arena = Arena(functools.partial(_places, plan))
-        self._steps = tuple(_step(step, plan.timesteps, self._orders) for step in plan.steps)
+        self._kernels, self._recompute = kernels, recompute
+        self._steps = tuple(_step(step, plan, self._orders, kernels) for step in plan.steps)
         self._last_use, self._one_valued = _last_use(plan), _one_valued(plan)
         # values in the arena's memory: spikes that leave a stage
         self._scratch = {step.spikes for step in plan.steps if isinstance(step, Stage) and step.spikes is not None}
@@ -111,19 +120,29 @@ class FusedModule(nn.Module):
     def forward(self, x: Tensor, first_sample: int = 0) -> Tensor:
         """first_sample: index of the batch's first sample, on which and on the seed Bernoulli draws depend."""
         values: Values = {self._plan.input: self._input(x)}
+        origins: dict[str, Origin] = {}
         run = _Live(self._plan.graph, first_sample=first_sample, tensor=self._tensor)
         for step, done in zip(self._steps, self._last_use, strict=True):
             if isinstance(step, _FusedStep):
-                self._fused(step, values)
+                self._fused(step, values, origins)
             elif step.node.name != self._plan.input:
                 values[step.node.name] = self._torch(step, values, run)
             for name in done:
                 del values[name]
+                origins.pop(name, None)
         return self._output(values[self._plan.output])
 
     def describe(self) -> str:
         """The plan as text: stages, what each keeps for the backward pass, loop orders."""
         return plan_text(self._plan, self._orders)
+
+    def explain(self) -> str:
+        """Which kernels the layers with spike input took in the last step, at which densities, and measured costs."""
+        return explanation(self._arena)
+
+    def explained(self) -> list[Explained]:
+        """The same as rows."""
+        return explained(self._arena)
 
     def __getstate__(self) -> dict[str, object]:
         """Without the steps, whose programs have other numbers in another process."""
@@ -131,14 +150,14 @@ class FusedModule(nn.Module):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._steps = tuple(_step(step, self._plan.timesteps, self._orders) for step in self._plan.steps)
+        self._steps = tuple(_step(step, self._plan, self._orders, self._kernels) for step in self._plan.steps)
 
     def extra_repr(self) -> str:
         fused = sum(isinstance(step, _FusedStep) for step in self._steps)
         return f"{self._plan.network}: {fused} fused stages, timesteps={self._plan.timesteps}"
 
-    def _fused(self, step: _FusedStep, values: Values) -> None:
-        stage = step.stage
+    def _fused(self, step: _FusedStep, values: Values, origins: dict[str, Origin]) -> None:
+        stage, origin = step.stage, origins.get(step.stage.source, NOWHERE)
         x = _rows(values[stage.source], has_time=not stage.repeated and self._plan.graph.types[stage.source].has("T"))
         dtype = _compute_dtype(x)
         parameters = [self._tensor(name) for name in step.parameters]
@@ -155,14 +174,19 @@ class FusedModule(nn.Module):
                 x.to(dtype),
                 parameters,
                 buffers,
+                origin.tensors,
                 step.program,
                 stage.name,
                 self._arena.number,
                 training,
                 self.process_group,
+                origin.program,
+                origin.layer,
             )
         for name, result in zip(stage.outputs, results, strict=False):
             values[name] = _sequence(result, self._plan.timesteps)
+        if self._recompute:
+            origins.update(origins_of(stage, step.program, parameters[norms:], results))
         if norms and training:
             update_running(source, self._tensor(step.buffers[0]), self._tensor(step.buffers[1]), results[-1])
 
@@ -310,10 +334,11 @@ def _places(plan: Plan, batch: int) -> Mapping[Key, Place]:
     return arrange(scratch_requests(plan, batch)).places
 
 
-def _step(step: Step, timesteps: int, orders: Mapping[str, LoopOrder]) -> _FusedStep | _TorchRule:
+def _step(step: Step, plan: Plan, orders: Mapping[str, LoopOrder], kernels: SpikeKernels) -> _FusedStep | _TorchRule:
     if isinstance(step, TorchStep):
         return _TorchRule(step.node, execute.dispatch(type(step.node.op)), step.repeats)
-    program = stage_program(step, timesteps, {name: order.rows_per_call for name, order in orders.items()})
+    rows = {name: order.rows_per_call for name, order in orders.items()}
+    program = stage_program(step, plan.timesteps, rows, kernels_of(plan, step, kernels))
     return _FusedStep(step, program_number(program), parameter_names(step), buffer_names(step))
 
 

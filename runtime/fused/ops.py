@@ -10,11 +10,13 @@ from torch import Tensor
 
 from compiler.fused.population import Population, Window
 from compiler.fused.program import StageProgram
+from compiler.fused.spikes.geometry import BITS
 from compiler.ir.ops import window_extent
 from runtime.fused.arena import arena_of
 from runtime.fused.packing import expand, pack
 from runtime.fused.processes import all_reduce_over
-from runtime.fused.stage import Gradients, StageRun, Tensors
+from runtime.fused.spikes.stage_layers import SpikeBits, layer_again
+from runtime.fused.stage import Gradients, StageRun, Tensors, keeps_bits
 
 _PROGRAMS: list[StageProgram] = []  # by number: ops take no other arguments than tensors, numbers and strings
 _NUMBERS: dict[StageProgram, int] = {}
@@ -28,29 +30,43 @@ def program_number(program: StageProgram) -> int:
     return _NUMBERS[program]
 
 
+def program_of(number: int) -> StageProgram:
+    """The program of a number."""
+    return _PROGRAMS[number]
+
+
 @torch.library.custom_op("spikec::stage", mutates_args=())
 def stage(
     x: Tensor,
     parameters: Sequence[Tensor],
     buffers: Sequence[Tensor],
+    source: Sequence[Tensor],
     program: int,
     name: str,
     arena: int,
     training: bool,
     group: str,
+    source_program: int,
+    source_layer: int,
 ) -> list[Tensor]:
     """A stage's results: of each layer, then the spikes if they leave it, then what only the backward pass reads.
 
-    That is the batch norm's moments (3, C), or the input's bits of a packed stage.
+    That is the words and the mask of the spikes where they are kept as bits, and the batch norm's moments (3, C); or
+    the input's bits of a packed stage.
 
     name: of the stage in the plan. arena: its scratch memory. group: the process group over which batch statistics
     are taken, or "" for this process alone.
+
+    source: words of the spikes that the layer before x read, its weight and maybe its bias: with them x is not kept,
+    but computed once more in the backward pass. source_program, source_layer: the stage that the layer belongs to, and
+    its place there.
     """
     run = _run(x, parameters, buffers, program, name, arena, training, group)
-    results, moments = run.forward()
+    results, moments, bits = run.forward()
     if _PROGRAMS[program].packed:
         return [*results, pack(x, arena_of(arena), name)]
-    return [*results, moments] if moments is not None else results
+    kept = () if bits is None else (bits.words, bits.mask)
+    return [*results, *(tensor for tensor in (*kept, moments) if tensor is not None)]
 
 
 @stage.register_fake
@@ -58,11 +74,14 @@ def _(
     x: Tensor,
     parameters: Sequence[Tensor],
     buffers: Sequence[Tensor],
+    source: Sequence[Tensor],
     program: int,
     name: str,
     arena: int,
     training: bool,
     group: str,
+    source_program: int,
+    source_layer: int,
 ) -> list[Tensor]:
     found = _PROGRAMS[program]
     rows = _rows_shape(found, x)
@@ -78,6 +97,10 @@ def _(
         results.append(_empty(x, rows))
     if found.packed:
         results.append(x.new_empty(((x.numel() + 7) // 8,), dtype=torch.uint8))
+    if keeps_bits(found, x):
+        maps = rows if len(rows) == 4 else [*rows, 1, 1]
+        words = [found.timesteps, maps[0] // found.timesteps, *maps[2:], -(-x.shape[1] // BITS)]
+        results += [x.new_empty(words, dtype=torch.int32) for _ in range(1 + found.masked)]
     if found.norm:
         results.append(x.new_empty((3, x.shape[1]), dtype=torch.float64))
     return results
@@ -91,19 +114,30 @@ def stage_backward(
     parameters: Sequence[Tensor],
     buffers: Sequence[Tensor],
     moments: Tensor | None,
+    bits: Sequence[Tensor],
+    source: Sequence[Tensor],
     program: int,
     name: str,
     arena: int,
     training: bool,
     group: str,
+    source_program: int,
+    source_layer: int,
     need_x: bool,
     need: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients that are needed: of x, then of the parameters. x of a packed stage is its bits; shape: x's own."""
+    """The gradients that are needed: of x, then of the parameters.
+
+    x of a packed stage is its bits, and empty where it is computed again; shape: x's own. bits: words and mask of the
+    spikes, if they are kept so.
+    """
     if _PROGRAMS[program].packed:
         x = expand(x, shape, grads[0].dtype, arena_of(arena), name)
+    elif source:
+        x = layer_again(_PROGRAMS[source_program], source_layer, source, arena_of(arena), name)
     run = _run(x, parameters, buffers, program, name, arena, training, group)
-    found = run.backward(grads, moments, need_x=need_x, need=need)
+    kept = SpikeBits(bits[0], bits[1] if len(bits) > 1 else None) if bits else None
+    found = run.backward(grads, moments, kept, need_x=need_x, need=need)
     return [value for value in _wanted(found, need) if value is not None]
 
 
@@ -115,11 +149,15 @@ def _(
     parameters: Sequence[Tensor],
     buffers: Sequence[Tensor],
     moments: Tensor | None,
+    bits: Sequence[Tensor],
+    source: Sequence[Tensor],
     program: int,
     name: str,
     arena: int,
     training: bool,
     group: str,
+    source_program: int,
+    source_layer: int,
     need_x: bool,
     need: Sequence[bool],
 ) -> list[Tensor]:
@@ -133,8 +171,9 @@ class _Context(Protocol):
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, list[bool], list[bool]]
-    arguments: tuple[int, str, int, bool, str]
-    counts: tuple[int, int, int]
+    arguments: tuple[int, str, int, bool, str, int, int]
+    source: int
+    counts: tuple[int, int, int, int]
     shape: tuple[int, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
@@ -142,33 +181,37 @@ class _Context(Protocol):
 
 
 def _setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tensor]) -> None:
-    x, parameters, buffers, program, name, arena, training, group = inputs
+    x, parameters, buffers, source, *arguments = inputs
+    program = arguments[0]
     found = _PROGRAMS[program]  # type: ignore[call-overload]
-    extra = [output[-1]] if found.norm or found.packed else []
+    bits = 1 + found.masked if keeps_bits(found, x) else 0  # type: ignore[arg-type]
+    extra = output[len(output) - bits - (found.norm or found.packed) :]
     ctx.mark_non_differentiable(*extra)
     # running statistics change before the backward pass, which goes by the moments
     kept = buffers[2 * found.norm :]  # type: ignore[index]
     ctx.shape = tuple(x.shape)  # type: ignore[attr-defined]
-    first = [] if found.packed else [x]
+    first = [] if found.packed else list(source) if source else [x]  # type: ignore[call-overload]
+    ctx.source = len(source)
     ctx.save_for_backward(*first, *parameters, *kept, *extra)  # type: ignore[misc,arg-type]
-    ctx.arguments = (program, name, arena, training, group)  # type: ignore[assignment]
-    ctx.counts = (len(parameters), len(buffers), len(output) - len(extra))  # type: ignore[arg-type]
+    ctx.arguments = tuple(arguments)  # type: ignore[assignment]
+    ctx.counts = (len(parameters), len(buffers), len(output) - len(extra), bits)  # type: ignore[arg-type]
 
 
 def _backward(ctx: _Context, grads: list[Tensor]) -> tuple[object, ...]:
-    parameter_count, buffer_count, results = ctx.counts
+    parameter_count, buffer_count, results, bit_count = ctx.counts
     found_program, saved = _PROGRAMS[ctx.arguments[0]], list(ctx.saved_tensors)
-    x = saved.pop() if found_program.packed else saved.pop(0)
+    source, saved = saved[: ctx.source], saved[ctx.source :]
+    x = source[0].new_empty(0) if source else saved.pop() if found_program.packed else saved.pop(0)
     parameters, others = saved[:parameter_count], saved[parameter_count:]
     moments = others.pop() if found_program.norm else None
+    others, bits = others[: len(others) - bit_count], others[len(others) - bit_count :]
     buffers = others if moments is None else [moments[0], moments[1], *others]
     need_x, need = ctx.needs_input_grad[0], list(ctx.needs_input_grad[1])
-    found = iter(
-        stage_backward(list(grads[:results]), x, ctx.shape, parameters, buffers, moments, *ctx.arguments, need_x, need)
-    )
+    given = (list(grads[:results]), x, ctx.shape, parameters, buffers, moments, bits, source)
+    found = iter(stage_backward(*given, *ctx.arguments, need_x, need))
     grad_x = next(found) if need_x else None
     grad_parameters = [next(found) if needed else None for needed in need]
-    return grad_x, grad_parameters, [None] * buffer_count, None, None, None, None, None
+    return grad_x, grad_parameters, [None] * buffer_count, [None] * ctx.source, *(None,) * 7
 
 
 stage.register_autograd(_backward, setup_context=_setup)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 from compiler.fused.plan import Part
 from compiler.fused.population import Activation, Norm, Population
 from compiler.fused.program import Layer, StageProgram, numbers
+from compiler.fused.spikes.costs import SpikeKernels
 from runtime.fused.arena import Arena
 from runtime.fused.gpu_neurons import GpuNeuronsRun
 from runtime.fused.layers import layer_forward, layer_grad_input, layer_grad_parameters
-from runtime.fused.neurons import AllReduce, MakeRun, NeuronsRun, Norming, Run
+from runtime.fused.neurons import AllReduce, MakeRun, NeuronsRun, Norming, Outputs, Run, Take
 from runtime.fused.pooling import as_maps, images, pool_backward, pool_forward
+from runtime.fused.spikes.stage_layers import SpikeBits, StageLayers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,11 @@ class Gradients:
 
     x: Tensor | None
     parameters: list[Tensor | None]
+
+
+def keeps_bits(program: StageProgram, x: Tensor) -> bool:
+    """Whether a stage keeps its spikes as bits for the backward pass."""
+    return program.kernels is not SpikeKernels.OFF and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 class StageRun:
@@ -57,30 +64,62 @@ class StageRun:
             program.part(index, training=training, activation=activation) for index in range(len(program.parts))
         )
 
-    def forward(self) -> tuple[list[Tensor], Tensor | None]:
-        """The layers' results, then the spikes if they leave the stage; and the batch norm's moments (3, C)."""
+    def forward(self) -> tuple[list[Tensor], Tensor | None, SpikeBits | None]:
+        """The layers' results, then the spikes if they leave the stage; the batch norm's moments (3, C); spikes' bits.
+
+        Bits are made where the program's layers may read them, of f32 on a CPU, see `keeps_bits`.
+        """
         if not self._parts:
-            return [self._layer(at, self._tensors.x) for at in range(len(self._program.layers))], None
+            return [self._layer(at, self._tensors.x) for at in range(len(self._program.layers))], None, None
+        if keeps_bits(self._program, self._tensors.x):
+            return self._forward_bits()
         maps, moments = self._maps(), None
-        for index, part in enumerate(self._parts):
-            if isinstance(part, Population):
-                run = self._neurons(index, part, maps)
-                maps, found = run.first()
-                moments = found if index == 0 else moments
-            else:
-                maps = pool_forward(part, maps)
+        for index in range(len(self._parts)):
+            maps, found = self._first(index, maps)
+            moments = found if index == 0 else moments
         rows = self._rows(maps)
         results = [self._layer(at, rows) for at in range(len(self._program.layers))]
-        return [*results, rows] if self._program.spikes else results, moments
+        return [*results, rows] if self._program.spikes else results, moments, None
+
+    def _forward_bits(self) -> tuple[list[Tensor], Tensor | None, SpikeBits]:
+        maps, moments, last = self._maps(), None, len(self._parts) - 1
+        for index in range(last):
+            maps, found = self._first(index, maps)
+            moments = found if index == 0 else moments
+        run = self._cpu_neurons(last, maps)
+        found = run.moments()
+        moments = found if last == 0 else moments
+        words = torch.empty(run.words_shape, dtype=torch.int32)
+        mask = torch.empty_like(words) if self._program.masked else None
+        run.fill(found, Outputs(words=words, mask=mask))
+        bits = SpikeBits(words, mask)
+        layers = self._spike_layers(run.out_shape, bits)
+        results = layers.forward()
+        return [*results, layers.spikes()] if self._program.spikes else results, moments, bits
+
+    def _first(self, index: int, maps: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A part's result and its moments."""
+        part = self._parts[index]
+        if isinstance(part, Population):
+            return self._neurons(index, part, maps).first()
+        return pool_forward(part, maps), None
 
     def backward(
-        self, grads: Sequence[Tensor], moments: Tensor | None, *, need_x: bool, need: Sequence[bool]
+        self,
+        grads: Sequence[Tensor],
+        moments: Tensor | None,
+        bits: SpikeBits | None = None,
+        *,
+        need_x: bool,
+        need: Sequence[bool],
     ) -> Gradients:
-        """Gradients from those of the results; everything between is computed again from x.
+        """Gradients from those of the results; everything between is computed again from x, but for what bits tell.
 
         need: of which parameters.
         """
         self._direction = "backward"
+        if bits is not None:
+            return self._backward_bits(grads, moments, bits, need_x=need_x, need=need)
         found: list[Tensor | None] = [None] * len(need)
         if not self._parts:
             grad = self._grad_rows(grads, self._tensors.x) if need_x else None
@@ -99,6 +138,50 @@ class StageRun:
             )
         self._layer_gradients(grads, self._rows(y), need, found)
         return Gradients(x=grad_x if need_x else None, parameters=found)
+
+    def _backward_bits(
+        self, grads: Sequence[Tensor], moments: Tensor | None, bits: SpikeBits, *, need_x: bool, need: Sequence[bool]
+    ) -> Gradients:
+        found: list[Tensor | None] = [None] * len(need)
+        grads = [_laid_out(grad) for grad in grads]
+        shape = (*bits.words.shape[:-1], self._tensors.x.shape[1])
+        layers, count = self._spike_layers(shape, bits), len(self._program.layers)
+        grad_x: Tensor | None = None
+        if need_x or (self._program.norm and any(need[:2])):
+            rows = layers.grad_input(grads[:count])
+            if self._program.spikes:
+                rows = grads[count].clone() if rows is None else rows.add_(grads[count])
+            assert rows is not None
+            maps = as_maps(rows if rows.ndim == 4 else rows[:, :, None, None], shape[0])
+            grad_x = self._as_input(self._through_populations(maps, moments, found))
+        for at, layer in enumerate(self._program.layers):
+            first = self._first_parameter(at)
+            need_bias = layer.bias and need[first + 1]
+            if need[first] or need_bias:
+                own = layers.grad_parameters(at, grads[at], need_weight=need[first], need_bias=need_bias)
+                found[first : first + 1 + layer.bias] = own[: 1 + layer.bias]
+        return Gradients(x=grad_x if need_x else None, parameters=found)
+
+    def _through_populations(self, grad: Tensor, moments: Tensor | None, found: list[Tensor | None]) -> Tensor:
+        """The gradient of the maps that the stage takes; the result of the last part is not written again."""
+        inputs = self._inputs(moments)
+        result: Tensor | None = None
+        for index in reversed(range(len(self._parts))):
+            part, maps = self._parts[index], inputs[index]
+            if not isinstance(part, Population):
+                grad = pool_backward(part, maps, grad)
+            elif result is None:
+                grad, of_norm = self._cpu_neurons(index, maps).backward(moments, grad, None)
+            else:
+                grad, of_norm = self._neurons(index, part, maps).backward(moments, grad, result)
+            if isinstance(part, Population) and of_norm is not None:
+                found[0], found[1] = of_norm
+            result = maps
+        return grad
+
+    def _spike_layers(self, shape: tuple[int, ...], bits: SpikeBits) -> StageLayers:
+        weights = [self._weights(at) for at in range(len(self._program.layers))]
+        return StageLayers(self._program, weights, shape, bits, self._take, self._arena, self._name)
 
     def _through_parts(
         self, grads: Sequence[Tensor], inputs: list[Tensor], moments: Tensor | None, found: list[Tensor | None]
@@ -132,6 +215,17 @@ class StageRun:
         return inputs
 
     def _neurons(self, index: int, part: Population, maps: Tensor) -> Run:
+        make_run: MakeRun = GpuNeuronsRun if maps.is_cuda else NeuronsRun
+        return make_run(*self._neurons_arguments(index, part, maps))
+
+    def _cpu_neurons(self, index: int, maps: Tensor) -> NeuronsRun:
+        part = self._parts[index]
+        assert isinstance(part, Population)
+        return NeuronsRun(*self._neurons_arguments(index, part, maps))
+
+    def _neurons_arguments(
+        self, index: int, part: Population, maps: Tensor
+    ) -> tuple[Population, Tensor, Mapping[str, Tensor], Norming | None, Take]:
         parameters, buffers = self._tensors.parameters, list(self._tensors.buffers)
         norming = None
         if part.norm is not Norm.NONE:
@@ -143,8 +237,7 @@ class StageRun:
                 eps=self._program.eps,
                 all_reduce=self._all_reduce,
             )
-        make_run: MakeRun = GpuNeuronsRun if maps.is_cuda else NeuronsRun
-        return make_run(part, maps, self._numbers(index), norming, functools.partial(self._take, index))
+        return part, maps, self._numbers(index), norming, functools.partial(self._take, index)
 
     def _numbers(self, wanted: int) -> dict[str, Tensor]:
         """The per-channel numbers of a population, by name."""
@@ -211,7 +304,7 @@ class StageRun:
         self, grads: Sequence[Tensor], rows: Tensor, need: Sequence[bool], found: list[Tensor | None]
     ) -> None:
         for at, layer in enumerate(self._program.layers):
-            first = self._first(at)
+            first = self._first_parameter(at)
             need_bias = layer.bias and need[first + 1]
             if need[first] or need_bias:
                 weight_and_bias = layer_grad_parameters(
@@ -228,10 +321,10 @@ class StageRun:
         return layer_forward(self._program.layers[at], rows, *self._weights(at))
 
     def _weights(self, at: int) -> tuple[Tensor, Tensor | None]:
-        layer, first = self._program.layers[at], self._first(at)
+        layer, first = self._program.layers[at], self._first_parameter(at)
         return self._tensors.parameters[first], self._tensors.parameters[first + 1] if layer.bias else None
 
-    def _first(self, at: int) -> int:
+    def _first_parameter(self, at: int) -> int:
         """Where a layer's parameters begin."""
         before: tuple[Layer, ...] = self._program.layers[:at]
         return 2 * self._program.norm + sum(1 + layer.bias for layer in before)
