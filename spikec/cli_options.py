@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -12,3 +13,11 @@ ModelArgument = Annotated[
 DATA_HELP = "digits, mnist5k, mnist, fashion, FILE.npz, synthetic:SHAPE, or events such as nmnist:FOLDER"
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 SeedOption = Annotated[int, typer.Option(help="seed of initial weights, training and encodings")]
+ConfigOption = Annotated[str, typer.Option(help="preset name or FILE.toml")]
+
+
+class LossOption(StrEnum):
+    """What training minimises."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    MSE = "mse"

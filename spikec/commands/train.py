@@ -159,10 +159,14 @@ def _train(request: TrainRequest, processes: Processes | None, *, as_json: bool)
     elif request.robust is not None:
         facts = robust_facts(request.robust, trainer.graph(), run.test)
     report = replace(report, seconds_training=seconds_training, seconds=time.perf_counter() - start)
+    kernels = trainer if request.explain and isinstance(trainer, FusedTrainer) else None
     if as_json:
-        print_json({**asdict(report), **(asdict(facts) if facts is not None else {})})
+        more = {} if kernels is None else {"spike_kernels": [asdict(row) for row in kernels.explained()]}
+        print_json({**asdict(report), **(asdict(facts) if facts is not None else {}), **more})
     else:
         _show(report, facts)
+        if kernels is not None:
+            print(kernels.explanation())
     return CHECK_FAILED if report.bit_exact_vs_golden is False else 0
 
 

@@ -15,6 +15,7 @@ from frontends.to_torch import GraphModule, to_torch
 from frontends.torch_training import Sharing, TorchTrainer
 from runtime.fused.keep_buffers import keep_buffers
 from runtime.fused.module import FusedModule
+from runtime.fused.spikes.explain import Explained
 from spikec.training.processes import Processes
 
 
@@ -28,6 +29,19 @@ class FusedTrainer(TorchTrainer):
     def __init__(self, graph: Graph, recipe: DescentRecipe, *, sharing: Sharing | None = None, group: str = "") -> None:
         keep_buffers()
         super().__init__(graph, recipe, execution=lambda module: fused(module, graph, group), sharing=sharing)
+
+    def explained(self) -> list[Explained]:
+        """Which kernels the layers with spike input took in the last step."""
+        return self._fused.explained()
+
+    def explanation(self) -> str:
+        """The same as text."""
+        return self._fused.explain()
+
+    @property
+    def _fused(self) -> FusedModule:
+        assert isinstance(self._network, FusedModule)
+        return self._network
 
 
 def fused(module: GraphModule, graph: Graph, group: str = "") -> FusedModule:

@@ -72,6 +72,7 @@ class TrainRequest:
     golden_check: bool
     compare: bool | None  # with the same training in torch; None: where the arithmetic is another
     robust: RobustRequest | None = None
+    explain: bool = False  # which kernels layers with spike input took
 
     def verify(self) -> None:
         """Refuse what can be told before the model is loaded, which may train it.
@@ -82,6 +83,9 @@ class TrainRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CompileError(f"is {value}, must be at least 1", Loc(f"--{name.replace('_', '-')}"))
+        if self.explain and self.backend is not Backend.FUSED:
+            hint = f"use --backend {Backend.FUSED}"
+            raise CompileError("is about the kernels of fused training", Loc("--explain"), hint=hint)
         if self.robust is not None:
             self.robust.settings()
             if self.backend is not Backend.TORCH:
