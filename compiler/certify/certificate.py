@@ -15,6 +15,7 @@ from compiler.certify.drafts import Draft, Rows
 from compiler.certify.input_sets import Box, Chain, InputSet, L0Ball, LinfReal, Retiming
 from compiler.certify.interval import interval
 from compiler.certify.linear import Substitution, refine, substitution
+from compiler.certify.model import check_set
 from compiler.certify.relaxation import Relaxation, neurons, relax
 from compiler.certify.slopes import Ascent, ascend
 from compiler.certify.statistics import MaskCount
@@ -76,7 +77,9 @@ def bounds_certificate(
     From the cheapest means on: intervals alone, then lines on intervals narrowed by lines, then other slopes of these
     lines: those of equation 6.5, and optimised ones. method: what decided: what needs less or more than that is not
     tried; None: all are.
+    Raises: CompileError if the set is not one of inputs that the network takes.
     """
+    check_set(graph, inputs)
     data = described(inputs)
     given, own = read_inputs(data, graph.types[graph.input.name]), prepared or layers(graph)
     for is_refined, bits in product((False, True), BITS):

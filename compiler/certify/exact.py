@@ -15,7 +15,8 @@ import numpy.typing as npt
 from compiler.certify.input_sets import InputSet
 from compiler.certify.integer_network import IntegerNetwork, lower
 from compiler.certify.integers import check_magnitudes, is_alone_highest, multiplications, scores
-from compiler.certify.spiking_model import MembraneBounds, SpikingModel, check_fit
+from compiler.certify.model import check_set
+from compiler.certify.spiking_model import MembraneBounds, SpikingModel
 from compiler.ir import CompileError, Graph, Loc
 
 if TYPE_CHECKING:
@@ -237,8 +238,8 @@ def _enumerated(network: IntegerNetwork, inputs: InputSet, goal: Goal, ends: flo
 
 
 def _check(network: IntegerNetwork, inputs: InputSet, goal: Goal) -> None:
-    check_fit(network, inputs)
     graph = network.graph
+    check_set(graph, inputs)
     node = graph.node(graph.output)
     kind = graph.types[node.name]
     if kind.axes != "NC":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compiler.certify.arithmetic import grid_of
-from compiler.certify.input_sets import InputSet
+from compiler.certify.input_sets import InputSet, L0Ball
 from compiler.ir import CompileError, DType, Graph
 
 
@@ -77,6 +77,23 @@ def exactly(value: Tensor, grid: int | None = None) -> Interval:
     return Interval(lower=value, upper=value, error=torch.zeros((), dtype=torch.float64), grid=grid)
 
 
+def check_set(graph: Graph, inputs: InputSet) -> None:
+    """Raises: CompileError if a set is not one of inputs that the network takes."""
+    node = graph.input
+    kind = graph.types[node.name]
+    want = tuple(size for size, axis in zip(kind.shape, kind.axes, strict=True) if axis != "N")
+    if inputs.shape != want:
+        raise CompileError(f"{node.name}: an input set is {inputs.shape}, one sample of the network {want}", node.loc)
+    if kind.dtype is DType.SPIKE and not inputs.is_binary:
+        raise CompileError(f"{node.name}: takes spikes, the input set has real values", node.loc)
+    if isinstance(inputs, L0Ball) and inputs.per_step and not kind.has("T"):
+        raise CompileError(
+            f"{node.name}: a budget of flips for each step, and the input has no steps",
+            node.loc,
+            hint="give one budget for all of it: per_step=False",
+        )
+
+
 def stacked(graph: Graph, sets: Sequence[InputSet]) -> Interval:
     """The input's bounds: one sample for each set.
 
@@ -87,12 +104,8 @@ def stacked(graph: Graph, sets: Sequence[InputSet]) -> Interval:
     kind = graph.types[node.name]
     if not sets:
         raise CompileError(f"{node.name}: no input set is given", node.loc)
-    want = tuple(size for size, axis in zip(kind.shape, kind.axes, strict=True) if axis != "N")
     for one in sets:
-        if one.shape != want:
-            raise CompileError(f"{node.name}: an input set is {one.shape}, one sample of the network {want}", node.loc)
-        if kind.dtype is DType.SPIKE and not one.is_binary:
-            raise CompileError(f"{node.name}: takes spikes, the input set has real values", node.loc)
+        check_set(graph, one)
     axis = kind.axes.index("N")
     clean, lower, upper = (
         torch.from_numpy(np.stack([np.asarray(getattr(one, side), np.float64) for one in sets], axis))

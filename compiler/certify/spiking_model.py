@@ -24,7 +24,7 @@ from compiler.certify.integer_network import (
     Step,
 )
 from compiler.certify.set_constraints import Bits, constrain
-from compiler.ir import CompileError, Reading, Reset
+from compiler.ir import Reading, Reset
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -250,15 +250,6 @@ class SpikingModel:
             rows.append(at)
             made.append(variable)
         return _merged(np.array(rows, np.int64), made, x.at(np.array(chosen, np.int64)))
-
-
-def check_fit(network: IntegerNetwork, inputs: InputSet) -> None:
-    """Raises: CompileError if the set is not one of inputs that the network takes."""
-    node = network.graph.input
-    kind = network.graph.types[node.name]
-    shape = tuple(size for size, axis in zip(kind.shape, kind.axes, strict=True) if axis != "N")
-    if inputs.shape != shape:
-        raise CompileError(f"{node.name}: the set holds inputs {inputs.shape}, the network takes {kind}", node.loc)
 
 
 def _affine(step: Affine, t: int, values: Mapping[str, Sequence[Form]]) -> Form:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from compiler.certify_check.again import solved_again
 from compiler.certify_check.certificate import FORMAT, Certificate, Claim
 from compiler.certify_check.content import (
     Content,
@@ -23,7 +24,7 @@ from compiler.certify_check.content import (
 from compiler.certify_check.layers import Layer, Neurons, layers
 from compiler.certify_check.proof import Claims, GivenSlopes, margins_by_forms, margins_by_intervals, refined
 from compiler.certify_check.ranges import Bounds, Knowledge
-from compiler.certify_check.replay import recomputed, replayed, solved_again
+from compiler.certify_check.replay import recomputed, replayed
 from compiler.certify_check.rounding import Reals
 from compiler.certify_check.sets import read_inputs
 from compiler.ir import Graph
@@ -95,15 +96,15 @@ class Checker:
             return Checked(status=Status.RECOMPUTED, reason=recomputed(graph, given, label, proof))
         inputs = read_inputs(given, graph.types[graph.input.name])
         arithmetic = str(content.get("arithmetic"))
-        match claim:
-            case Claim.BOUNDS:
-                if not self.kept:
-                    self.kept.update(layers(graph))
-                known = Knowledge(graph, inputs, self.kept)
-                return Checked(status=Status.PROVED, reason=_proved(known, label, proof))
-            case Claim.COUNTEREXAMPLE:
-                return Checked(status=Status.REPLAYED, reason=replayed(graph, inputs, label, arithmetic, proof))
-        answer = solved_again(graph, given, label, arithmetic, seconds)
+        if claim is Claim.COUNTEREXAMPLE:
+            return Checked(status=Status.REPLAYED, reason=replayed(graph, inputs, label, arithmetic, proof))
+        if not self.kept:
+            self.kept.update(layers(graph))
+        known = Knowledge(graph, inputs, self.kept)
+        if claim is Claim.BOUNDS:
+            return Checked(status=Status.PROVED, reason=_proved(known, label, proof))
+        known.walk()
+        answer = solved_again(known, label, arithmetic, seconds)
         status = Status.UNDECIDED if answer is None else Status.RE_SOLVED
         return Checked(status=status, reason=answer or f"no answer within {seconds:g} s")
 

@@ -16,7 +16,7 @@ from compiler.certify.cascade import Run
 from compiler.certify.certificate import described
 from compiler.certify.verdicts import Answer
 from compiler.certify_check.certificate import Claim
-from compiler.certify_check.check import check
+from compiler.certify_check.check import Checker
 from compiler.ir import Graph
 from frontends.datasets import Samples
 from hwmodel.errors import CompileError, Loc
@@ -107,9 +107,9 @@ def check_file(
     pairs = [(record, _case(record, cases, loc)) for record in records]
     judgements: list[Judgement] = []
     with one_thread():
-        run = plan.run()
+        run, checker = plan.run(), Checker.of(subject.graph)
         for record, case in pairs:
-            judgements.append(_judged(plan, run, record, case, seconds))
+            judgements.append(_judged(plan, run, checker, record, case, seconds))
             progress(len(judgements), len(pairs))
     return CheckedFile(records=records, judgements=tuple(judgements), missing=len(cases) - len(records))
 
@@ -124,7 +124,7 @@ def _case(record: Record, cases: Sequence[Case], loc: Loc) -> Case:
     return case
 
 
-def _judged(plan: Plan, run: Run, record: Record, case: Case, seconds: float) -> Judgement:
+def _judged(plan: Plan, run: Run, checker: Checker, record: Record, case: Case, seconds: float) -> Judgement:
     def judgement(finding: Finding, reason: str) -> Judgement:
         return Judgement(sample=record.sample, finding=finding, reason=reason)
 
@@ -146,7 +146,7 @@ def _judged(plan: Plan, run: Run, record: Record, case: Case, seconds: float) ->
     fault = _fault(plan, run, record, case)
     if fault:
         return judgement(Finding.REFUTED, fault)
-    checked = check(plan.subject.graph, record.certificate, seconds=seconds)
+    checked = checker.check(record.certificate, seconds=seconds)
     return judgement(Finding(str(checked.status)), checked.reason)
 
 

@@ -10,8 +10,9 @@ from compiler.certify.cascade import LINEAR, Cascade, Query, Run
 from compiler.certify.certificate import certificate_of
 from compiler.certify.input_sets import InputSet
 from compiler.certify.interval import interval
-from compiler.certify.verdicts import Method, Verdict
+from compiler.certify.verdicts import Answer, Method, Verdict
 from compiler.certify_check.certificate import Certificate
+from compiler.certify_check.layers import Layer, layers
 from spikec.certify.cases import Case
 from spikec.certify.sets import SetSpec
 from spikec.certify.subject import Subject
@@ -53,11 +54,17 @@ class Plan:
         """Of each case, in their order. Raises: CompileError as `Run.verdicts`."""
         return run.verdicts(Query(sample=case.sample, inputs=self.set_of(case), label=case.label) for case in cases)
 
-    def certificate(self, case: Case, verdict: Verdict) -> Certificate | None:
-        """What shows a verdict to a checker; None where there is none, or none is wanted."""
+    def certificate(self, case: Case, verdict: Verdict, kept: dict[str, Layer]) -> Certificate | None:
+        """What shows a verdict to a checker; None where there is none, or none is wanted.
+
+        kept: the network's layers, empty until the first certificate that needs them.
+        """
         if not self.has_certificates:
             return None
-        return certificate_of(self.subject.graph, self.set_of(case), case.label, verdict)
+        graph = self.subject.graph
+        if verdict.answer is Answer.ROBUST and not kept:
+            kept.update(layers(graph))
+        return certificate_of(graph, self.set_of(case), case.label, verdict, kept)
 
     def described(self) -> dict[str, Json]:
         """Everything but the network, as a results file tells it."""

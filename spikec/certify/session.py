@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 import torch
 
 from compiler.attack.victim import BLOCK
+from compiler.certify_check.layers import Layer
 from spikec.attack.verdicts import one_thread
 from spikec.certify.cases import Case
 from spikec.certify.plan import Plan
@@ -69,5 +70,6 @@ def _records(plan: Plan, cases: Sequence[Numbered]) -> Iterator[Record]:
     if not cases:
         return
     verdicts = plan.verdicts(plan.run(), (case for _, case in cases))
+    kept: dict[str, Layer] = {}
     for (number, case), verdict in zip(cases, verdicts, strict=True):
-        yield Record.of(number, case, verdict, plan.certificate(case, verdict))
+        yield Record.of(number, case, verdict, plan.certificate(case, verdict, kept))

@@ -17,12 +17,12 @@ from compiler.certify.integers import inexact_in_f32, is_alone_highest, scores
 from compiler.certify.interval import interval
 from compiler.certify.minimum_flips import minimum_flips
 from compiler.certify.quantise import quantise_dyadic
-from compiler.certify.second import decide_by_smt
 from compiler.evaluate import evaluate
 from compiler.ir import Compare, CompileError, DType, Encoding, Graph, Loc, Node, Param, Reading, Reset
 from compiler.ir.ops import Encode, Input, Lif, Linear, Readout
 from tests.compiler.certify.networks import Kind, problem
 from tests.compiler.certify.oracle import batch_of
+from tests.compiler.certify.second import decide_by_smt
 
 LOC = Loc("exact.py")
 SPIKES = Kind(is_dyadic=True, decays=(0.25, 0.5, 0.75, 0.0, 1.0))
@@ -283,14 +283,14 @@ def test_a_solver_that_lies_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sets_of_reals_are_refused() -> None:
     graph = layer(np.eye(3))
     real = LinfReal(clean=np.full((1, 3), 0.5, np.float32), eps=0.1)
-    with pytest.raises(CompileError, match="no exact verdicts over LinfReal"):
+    with pytest.raises(CompileError, match="takes spikes, the input set has real values"):
         decide(graph, real, 0)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     graph = layer(np.eye(3))
     inputs = Box(clean=np.zeros((1, 3), np.float32), free=np.ones((1, 3), bool))
-    with pytest.raises(CompileError, match=r"x: the set holds inputs \(2, 3\), the network takes"):
+    with pytest.raises(CompileError, match=r"x: an input set is \(2, 3\), one sample of the network \(1, 3\)"):
         decide(graph, Box(clean=np.zeros((2, 3), np.float32), free=np.ones((2, 3), bool)), 0)
     with pytest.raises(CompileError, match="out: label 3 is none of 3 classes"):
         decide(graph, inputs, 3)

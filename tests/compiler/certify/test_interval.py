@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compiler.certify.certificate import bounds_certificate
 from compiler.certify.input_sets import Box, Flips, InputSet, L0Ball, LinfReal, Retiming
 from compiler.certify.interval import interval, stability
 from compiler.certify.last_layer import is_robust, margins
@@ -217,6 +218,20 @@ def test_few_flips_bound_the_first_layer_exactly(is_conv: bool, per_step: bool) 
         torch.testing.assert_close(bounds.upper[:, n], values.amax(1), rtol=0, atol=0)
     hull = interval(graph, Box(clean=clean, free=sets[0].lower < sets[0].upper)).nodes["n2"]
     assert bool((hull.lower[:, 0] < bounds.lower[:, 0]).any())
+
+
+def test_a_budget_for_each_step_needs_steps() -> None:
+    """Axis 0 of an image are its channels: the members have a flip in each, while bounds would count one in all."""
+    shape = ("N", 2, 1, 3)
+    graph = network(Flatten(), Linear(weight=Param("w")), shape=shape, parameters={"w": np.eye(3, 6)}, dtype=DType.F32)
+    image = np.zeros((2, 1, 3), np.float32)
+    per_step = L0Ball(clean=image, k=1, per_step=True)
+    message = "a budget of flips for each step, and the input has no steps"
+    with pytest.raises(CompileError, match=message):
+        interval(graph, per_step)
+    with pytest.raises(CompileError, match=message):
+        bounds_certificate(graph, per_step, 0)
+    assert float(interval(graph, L0Ball(clean=image, k=1)).nodes[graph.output].upper.max()) == 1.0
 
 
 def test_moved_spikes_bound_the_first_layer_exactly() -> None:

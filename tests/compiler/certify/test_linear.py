@@ -101,7 +101,7 @@ def test_bounds_hold_for_every_input(kind: str) -> None:
 def test_bounds_hold_for_every_input_of_many_networks(kind: str) -> None:
     count, faults = broken(problems(150, KINDS[kind], first=1000))
     assert not faults
-    assert count > 20_000
+    assert count > 10_000  # networks of features alone have the fewest potentials
 
 
 def test_the_best_is_never_below_s_ibp_or_s_crown() -> None:

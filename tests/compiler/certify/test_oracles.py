@@ -27,13 +27,13 @@ from compiler.certify.last_layer import margins as interval_margins
 from compiler.certify.linear import Intermediate, linear_margins
 from compiler.certify.quantise import quantise_dyadic
 from compiler.certify.relaxation import Relaxation
-from compiler.certify.second import decide_by_smt
 from compiler.certify.slopes import Ascent
 from compiler.evaluate import evaluate
 from compiler.ir import Encoding, Graph
 from compiler.passes import PrependEncode
 from tests.compiler.certify.networks import Kind, problem
 from tests.compiler.certify.oracle import truth
+from tests.compiler.certify.second import decide_by_smt
 
 Floats = npt.NDArray[np.float32]
 ATTACKS = (Method.BIM, Method.RANDOM)

@@ -126,6 +126,14 @@ def test_a_proof_of_what_is_not_so(workplace: Path) -> None:
     assert "does not follow" in doubt_of(lines, {**certificate(proof, inputs=inputs), "case": own["case"]})
 
 
+def test_an_exact_verdict_of_what_is_not_so(workplace: Path) -> None:
+    """A sample with a counterexample, said to be robust as an exact solver found."""
+    lines = certified("bernoulli", "--quantise", "4")
+    own = certificate(first(lines, "COUNTEREXAMPLE"), claim="solved", proof={})
+    forged = {**own, "verdict": "ROBUST", "method": "exact", "means": "cp-sat", "counterexample": None}
+    assert "solved again, there is an input" in doubt_of(lines, forged)
+
+
 def test_changed_counterexamples(workplace: Path) -> None:
     lines = certified("direct")
     own = first(lines, "COUNTEREXAMPLE")
