@@ -24,9 +24,9 @@ _DEFAULT = DescentRecipe(
 _RECIPES: Mapping[str, DescentRecipe] = MappingProxyType(
     {
         "certify-small": replace(_DEFAULT, epochs=20, batch=128),
-        "certify-fc": replace(_DEFAULT, epochs=12, batch=128, learning_rate=1e-3),
-        "certify-conv": replace(_DEFAULT, epochs=6, batch=128, learning_rate=1e-3),
-        "certify-conv-direct": replace(_DEFAULT, epochs=6, batch=128, learning_rate=1e-3),
+        "certify-fc": replace(_DEFAULT, epochs=4, learning_rate=1e-3),
+        "certify-conv": replace(_DEFAULT, epochs=3, learning_rate=1e-3),
+        "certify-conv-direct": replace(_DEFAULT, epochs=3, learning_rate=1e-3),
     }
 )
 
