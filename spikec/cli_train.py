@@ -27,6 +27,15 @@ class TrainBackend(StrEnum):
     H2LEARN = "h2learn"
 
 
+class SpikeKernelsOption(StrEnum):
+    """Kernels of layers with spike input in fused training."""
+
+    MEASURED = "measured"
+    LOOKUP = "look-up"
+    EVENTS = "events"
+    OFF = "off"
+
+
 class Rule(StrEnum):
     """What weights learn by."""
 
@@ -77,6 +86,21 @@ def train_network(
     robust_weight: Annotated[float | None, typer.Option(help="robust: share of the bounds' loss; 0.6")] = None,
     robust_kappa: Annotated[float | None, typer.Option(help="robust: share of S-CROWN in margins; 0")] = None,
     robust_samples: Annotated[int | None, typer.Option(help="robust: test samples to certify; 200")] = None,
+    spike_kernels: Annotated[
+        SpikeKernelsOption | None,
+        typer.Option(
+            help="fused: kernels of layers with spike input; measured by default: the fastest on this machine, so that "
+            "the bits may be others on another, or with another cache folder; the other choices fix the kernels"
+        ),
+    ] = None,
+    recompute: Annotated[
+        bool | None,
+        typer.Option(
+            "--recompute/--no-recompute",
+            help="fused: results of layers that read bits are computed again in the backward pass, by default, or "
+            "kept: less memory, or less time; the same bits",
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="fused: which kernels layers with spike input took, and why")
     ] = False,
@@ -102,6 +126,7 @@ def train_network(
             checkpoint_every=checkpoint_every,
         )
         raise typer.Exit(run_train_stdp(stdp, as_json=json))
+    from compiler.fused.spikes.costs import SpikeKernels
     from compiler.losses import Loss
     from frontends.descent import Optimiser
     from spikec.commands.train import run_train
@@ -133,6 +158,8 @@ def train_network(
         checkpoint_every=checkpoint_every,
         golden_check=golden_check,
         compare=compare,
+        spike_kernels=SpikeKernels(spike_kernels.value) if spike_kernels is not None else None,
+        recompute=recompute,
         explain=explain,
         robust=robust_request(
             robust,

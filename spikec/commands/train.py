@@ -101,7 +101,14 @@ class _Run:
                 return TorchTrainer(self.graph, self.recipe)
             case Backend.FUSED:
                 group = self.processes.group if self.processes is not None else ""
-                return FusedTrainer(self.graph, self.recipe, sharing=self.processes, group=group)
+                return FusedTrainer(
+                    self.graph,
+                    self.recipe,
+                    sharing=self.processes,
+                    group=group,
+                    kernels=self.request.kernels,
+                    recompute=self.request.recomputes,
+                )
             case Backend.H2LEARN:
                 return H2LearnTrainer(self.graph, self.recipe, self.accelerators)
 
@@ -155,7 +162,7 @@ def _train(request: TrainRequest, processes: Processes | None, *, as_json: bool)
     report = _report(run, trainer, history, str(batch_norm))
     facts: FusedFacts | RobustFacts | None = None
     if request.backend is Backend.FUSED:
-        facts = fused_facts(run.graph, processes)
+        facts = fused_facts(run.graph, processes, kernels=request.kernels, recompute=request.recomputes)
     elif request.robust is not None:
         facts = robust_facts(request.robust, trainer.graph(), run.test)
     report = replace(report, seconds_training=seconds_training, seconds=time.perf_counter() - start)
@@ -363,6 +370,7 @@ def _fused_rows(facts: FusedFacts | None) -> Iterator[tuple[str, str]]:
     if facts is None:
         return
     yield "processes", f"{facts.processes}"
+    yield "kernels for spikes", facts.kernels
     yield "fused stages, nodes left to torch", f"{len(facts.stages)}, {len(facts.torch_nodes)}"
     yield "kept for the backward pass, a sample", f"{facts.kept_bytes_per_sample:,} B"
     yield "the same without fusion", f"{facts.kept_bytes_per_sample_torch:,} B"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compiler.fused.plan import Stage
+from compiler.fused.spikes.costs import SpikeKernels
 from compiler.fused.stages import plan_stages
 from compiler.ir import Graph
 from frontends.descent import DescentRecipe
@@ -23,12 +24,26 @@ class FusedTrainer(TorchTrainer):
     """A graph in training on fused kernels, which keep layers' results alone for the backward pass.
 
     group: name of the process group over which batch norms take their statistics; "" for this process alone.
+    kernels, recompute: as of `FusedModule`; the bits depend on the kernels, and measured ones on the machine.
     Raises: CompileError for an op that has no rule there.
     """
 
-    def __init__(self, graph: Graph, recipe: DescentRecipe, *, sharing: Sharing | None = None, group: str = "") -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        recipe: DescentRecipe,
+        *,
+        sharing: Sharing | None = None,
+        group: str = "",
+        kernels: SpikeKernels = SpikeKernels.MEASURED,
+        recompute: bool = True,
+    ) -> None:
         keep_buffers()
-        super().__init__(graph, recipe, execution=lambda module: fused(module, graph, group), sharing=sharing)
+
+        def execution(module: GraphModule) -> FusedModule:
+            return fused(module, graph, group, kernels=kernels, recompute=recompute)
+
+        super().__init__(graph, recipe, execution=execution, sharing=sharing)
 
     def explained(self) -> list[Explained]:
         """Which kernels the layers with spike input took in the last step."""
@@ -44,11 +59,18 @@ class FusedTrainer(TorchTrainer):
         return self._network
 
 
-def fused(module: GraphModule, graph: Graph, group: str = "") -> FusedModule:
+def fused(
+    module: GraphModule,
+    graph: Graph,
+    group: str = "",
+    *,
+    kernels: SpikeKernels = SpikeKernels.MEASURED,
+    recompute: bool = True,
+) -> FusedModule:
     """The module that `to_torch` made of the graph, in stages; weights of convolutions get their channels last."""
     names = {id(tensor): path for path, tensor in (*module.named_parameters(), *module.named_buffers())}
     paths = {name: names[id(tensor)] for name, tensor in module.arrays().items()}
-    made = FusedModule(module, plan_stages(graph), paths)
+    made = FusedModule(module, plan_stages(graph), paths, kernels=kernels, recompute=recompute)
     made.process_group = group
     return made
 
@@ -61,22 +83,33 @@ class FusedFacts:
     """
 
     processes: int
+    kernels: str  # of layers with spike input
+    recompute: bool  # whether results of layers that read bits are computed again
     stages: tuple[tuple[str, ...], ...]  # the nodes of each
     torch_nodes: tuple[str, ...]  # which torch computes and differentiates
     kept_bytes_per_sample: int
     kept_bytes_per_sample_torch: int  # of the same network by autograd alone
 
 
-def fused_facts(graph: Graph, processes: Processes | None) -> FusedFacts:
+def fused_facts(
+    graph: Graph,
+    processes: Processes | None,
+    *,
+    kernels: SpikeKernels = SpikeKernels.MEASURED,
+    recompute: bool = True,
+) -> FusedFacts:
     """Of the network itself; nothing is trained."""
+    module = fused(to_torch(graph), graph, kernels=kernels, recompute=recompute)
     steps = plan_stages(graph).steps
     return FusedFacts(
         processes=processes.place.count if processes is not None else 1,
+        kernels=str(kernels),
+        recompute=recompute,
         stages=tuple(step.nodes for step in steps if isinstance(step, Stage)),
         torch_nodes=tuple(
             step.node.name for step in steps if not isinstance(step, Stage) and step.node.name != graph.input.name
         ),
-        kept_bytes_per_sample=_kept_bytes_per_sample(fused(to_torch(graph), graph), graph),
+        kept_bytes_per_sample=_kept_bytes_per_sample(module, graph),
         kept_bytes_per_sample_torch=_kept_bytes_per_sample(to_torch(graph), graph),
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import spikec
+from compiler.fused.spikes.costs import SpikeKernels
 from compiler.ir import Graph
 from compiler.ir.ops import BatchNorm
 from compiler.losses import Loss
@@ -72,7 +73,19 @@ class TrainRequest:
     golden_check: bool
     compare: bool | None  # with the same training in torch; None: where the arithmetic is another
     robust: RobustRequest | None = None
+    spike_kernels: SpikeKernels | None = None  # of fused training; None: as measured
+    recompute: bool | None = None  # in fused training, results of layers that read bits; None: yes
     explain: bool = False  # which kernels layers with spike input took
+
+    @property
+    def kernels(self) -> SpikeKernels:
+        """Of layers with spike input, in fused training."""
+        return self.spike_kernels or SpikeKernels.MEASURED
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether fused training computes results of layers that read bits again, and does not keep them."""
+        return self.recompute is not False
 
     def verify(self) -> None:
         """Refuse what can be told before the model is loaded, which may train it.
@@ -83,15 +96,27 @@ class TrainRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CompileError(f"is {value}, must be at least 1", Loc(f"--{name.replace('_', '-')}"))
-        if self.explain and self.backend is not Backend.FUSED:
-            hint = f"use --backend {Backend.FUSED}"
-            raise CompileError("is about the kernels of fused training", Loc("--explain"), hint=hint)
+        options = self._of_fused()
+        if options and self.backend is not Backend.FUSED:
+            raise CompileError(
+                "is about the kernels of fused training", Loc(", ".join(options)), hint=f"use --backend {Backend.FUSED}"
+            )
         if self.robust is not None:
             self.robust.settings()
             if self.backend is not Backend.TORCH:
                 message, hint = f"trains in torch, not with {self.backend}", f"use --backend {Backend.TORCH}"
                 raise CompileError(message, Loc("--robust"), hint=hint)
         check_files(self.output, self.checkpoint, self.checkpoint_every)
+
+    def _of_fused(self) -> list[str]:
+        """The given options that the other backends have no use for."""
+        given = {
+            "--spike-kernels": self.spike_kernels is not None,
+            "--recompute": self.recompute is True,
+            "--no-recompute": self.recompute is False,
+            "--explain": self.explain,
+        }
+        return [option for option, is_given in given.items() if is_given]
 
     def recipe(self) -> DescentRecipe:
         """The network's own recipe with what the command says instead.
@@ -146,7 +171,7 @@ def identity(
     if request.backend is Backend.TORCH:
         return {**ours, "threads": threads}
     if request.backend is Backend.FUSED:
-        return {**ours, "threads": threads, "processes": processes}
+        return {**ours, "threads": threads, "processes": processes, "spike_kernels": str(request.kernels)}
     return {
         **ours,
         "config": hashlib.sha256(repr(accelerators.config).encode()).hexdigest(),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compiler.fused.spikes.costs import SpikeKernels
 from compiler.ir import Graph
 from compiler.ir.file import load_graph
 from compiler.ir.ops import BatchNorm
@@ -17,11 +18,12 @@ from compiler.losses import Loss
 from compiler.passes import FoldBatchNorm
 from frontends.descent import F32, BatchResult, DescentRecipe, Labels
 from frontends.torch_training import TorchTrainer
+from hwmodel.errors import CompileError, Loc
 from spikec.commands.train import TrainReport
 from spikec.models import load_model
 from spikec.training.fused import FusedFacts, FusedTrainer, fused_facts
 from tests.golden import Golden
-from tests.spikec.command import refusal, result
+from tests.spikec.command import refusal, result, spikec
 from tests.spikec.graphs import saved
 from tests.spikec.test_refusals import messages
 from tests.spikec.test_train_killed import check
@@ -29,6 +31,7 @@ from tests.spikec.training import NETWORK, few_digits
 
 STEPS = 2
 RECIPE = DescentRecipe(epochs=1, batch=8, learning_rate=0.2, momentum=0.5, weight_decay=0.01, threads=1)
+FORCED = (SpikeKernels.LOOKUP, SpikeKernels.EVENTS)
 ROUNDING = 1e-5  # two orders of summation of f32: 1e-7 of each term, over some hundred terms of size 1
 
 
@@ -61,6 +64,29 @@ def test_first_steps_are_those_of_torch(name: str, fold: bool, loss: Loss) -> No
     np.testing.assert_array_equal(ours.predict(x), theirs.predict(x))
 
 
+@pytest.mark.parametrize("kernels", [*FORCED, SpikeKernels.OFF])
+@pytest.mark.parametrize("name", ["digits-fc", "certify-fc"])
+def test_first_steps_with_given_kernels_are_those_of_torch(name: str, kernels: SpikeKernels) -> None:
+    graph = FoldBatchNorm()(graph_of(name))
+    theirs, ours = TorchTrainer(graph, RECIPE), FusedTrainer(graph, RECIPE, kernels=kernels)
+    for x, labels in batches(3, graph, 7):
+        want, got = (trainer.step(x, labels, 0.05) for trainer in (theirs, ours))
+        assert got.loss == pytest.approx(want.loss, rel=ROUNDING)
+    for parameter, value in theirs.weights().items():
+        np.testing.assert_allclose(ours.weights()[parameter], value, rtol=0, atol=ROUNDING, err_msg=parameter)
+    forward = {row.way for row in ours.explained() if row.of == "forward"}
+    assert forward == (set() if kernels is SpikeKernels.OFF else {str(kernels)})
+
+
+@pytest.mark.parametrize("kernels", SpikeKernels)
+def test_results_that_are_computed_again_have_the_same_bits(kernels: SpikeKernels) -> None:
+    graph = FoldBatchNorm()(graph_of("certify-fc"))
+    again, kept = (FusedTrainer(graph, RECIPE, kernels=kernels, recompute=flag) for flag in (True, False))
+    for x, labels in batches(3, graph, 5):
+        assert again.step(x, labels, 0.1) == kept.step(x, labels, 0.1)
+    assert bits(again) == bits(kept)
+
+
 def test_states_do_not_depend_on_the_layout_in_memory() -> None:
     """A state continues bit for bit, whoever reads it; torch's continues here, with the same bytes."""
     graph = graph_of("digits-conv")
@@ -74,8 +100,7 @@ def test_states_do_not_depend_on_the_layout_in_memory() -> None:
     again.restore(whole.state())
     for x, labels in rest:
         assert whole.step(x, labels, 0.1) == again.step(x, labels, 0.1)
-    bits = [{name: array.tobytes() for name, array in trainer.state().items()} for trainer in (whole, again)]
-    assert bits[0] == bits[1]
+    assert bits(whole) == bits(again)
     again.restore(theirs.state())
     assert set(again.state()) == set(theirs.state())
     assert all((again.state()[name] == array).all() for name, array in theirs.state().items())
@@ -89,6 +114,7 @@ def test_report(workplace: Path) -> None:
     report = result(*quick, "--backend", "fused", "--compare", "-o", "out/net.spk")
     assert list(report) == [field.name for field in (*fields(TrainReport), *fields(FusedFacts))]
     assert (report["backend"], report["batch_norm"], report["steps"], report["processes"]) == ("fused", "kept", 16, 1)
+    assert (report["kernels"], report["recompute"]) == ("measured", True)
     assert report["accuracy_test_torch"] == torch_report["accuracy_test"]
     assert report["losses"][0] == pytest.approx(torch_report["losses"][0], rel=0.01)  # one spike of rounding's moves it
     assert len(report["stages"]) == 3
@@ -104,6 +130,36 @@ def test_what_is_kept_for_the_backward_pass() -> None:
     assert facts.kept_bytes_per_sample == 4 * (64 + 128 + STEPS * (64 + 10))
     # autograd alone keeps the layers' inputs at each step, and at least a potential for each neuron
     assert facts.kept_bytes_per_sample_torch >= 4 * STEPS * (64 + 128 + 64 + (128 + 64 + 10))
+
+
+def test_results_that_are_computed_again_are_not_kept() -> None:
+    """`certify-fc` with all kernels forced: the spikes as bits and the mask of gradients, not the currents."""
+    graph = graph_of("certify-fc")
+    sizes = {
+        recompute: fused_facts(graph, None, kernels=SpikeKernels.EVENTS, recompute=recompute).kept_bytes_per_sample
+        for recompute in (True, False)
+    }
+    assert sizes[True] < sizes[False]
+
+
+@pytest.mark.parametrize("kernels", FORCED)
+def test_a_broken_run_goes_on_with_the_same_bits(
+    kernels: SpikeKernels, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_digits(workplace / "few.npz")
+    options = ("--backend", "fused", "--epochs", "2", "--batch", "8", "--spike-kernels", str(kernels))
+    run = (*NETWORK, *options, "--checkpoint", "c", "--checkpoint-every", "1")
+    whole = result(*NETWORK, *options, "--explain", "-o", "whole.spk")
+    assert whole["kernels"] == str(kernels)
+    assert {row["way"] for row in whole["spike_kernels"] if row["of"] == "forward"} == {str(kernels)}
+    with monkeypatch.context() as patch:
+        patch.setattr(FusedTrainer, "step", breaking(FusedTrainer.step, after=8))  # of 12
+        assert "breaks" in refusal(*run)
+    other = [SpikeKernels.OFF.value if word == kernels else word for word in run]
+    assert f"spike_kernels is {kernels} there and off here" in refusal(*other)
+    rest = result(*run, "--no-recompute", "-o", "rest.spk")
+    assert (rest["losses"], rest["recompute"]) == (whole["losses"], False)
+    assert Path("rest.spk").read_bytes() == Path("whole.spk").read_bytes()
 
 
 def test_refusals_are_those_of_the_torch_backend(workplace: Path, golden: Golden) -> None:
@@ -122,10 +178,8 @@ def test_refusals_are_those_of_the_torch_backend(workplace: Path, golden: Golden
     }
     said = messages(cases)
     golden("train_fused.txt", said)
-    assert (
-        messages({name: ("torch" if word == "fused" else word for word in words) for name, words in cases.items()})
-        == said
-    )  # type: ignore[misc]
+    in_torch = {name: tuple("torch" if word == "fused" else word for word in words) for name, words in cases.items()}
+    assert messages(in_torch) == said
 
 
 def test_a_checkpoint_of_the_other_backend(workplace: Path) -> None:
@@ -135,6 +189,27 @@ def test_a_checkpoint_of_the_other_backend(workplace: Path) -> None:
     before = Path("c").read_bytes()
     assert "backend is torch there and fused here" in refusal(*run, "fused")
     assert Path("c").read_bytes() == before
+
+
+@pytest.mark.parametrize("backend", ["torch", "h2learn"])
+@pytest.mark.parametrize(
+    "option", [("--spike-kernels", "off"), ("--recompute",), ("--no-recompute",), ("--explain",)], ids=lambda o: o[0]
+)
+def test_options_of_the_kernels_for_another_backend(option: tuple[str, ...], backend: str, workplace: Path) -> None:
+    few_digits(workplace / "few.npz")
+    want = f"{option[0]}: error: is about the kernels of fused training\n  hint: use --backend fused\n"
+    assert refusal(*NETWORK, "--backend", backend, *option) == want
+
+
+def test_several_options_of_the_kernels_for_another_backend(workplace: Path) -> None:
+    said = refusal(*NETWORK, "--spike-kernels", "events", "--no-recompute", "--explain")
+    assert said.startswith("--spike-kernels, --no-recompute, --explain: error: ")
+
+
+def test_kernels_that_are_no_choice(workplace: Path) -> None:
+    outcome = spikec(*NETWORK, "--backend", "fused", "--spike-kernels", "lookup")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "'lookup' is not one of" in outcome.err
 
 
 def test_killed(workplace: Path) -> None:
@@ -163,6 +238,23 @@ def test_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 Step = Callable[[TorchTrainer, F32, Labels, float], BatchResult]
+
+
+def bits(trainer: TorchTrainer) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in trainer.state().items()}
+
+
+def breaking(step: Step, after: int) -> Step:
+    """Steps of which so many are done."""
+    done: list[BatchResult] = []
+
+    def stepped(self: TorchTrainer, x: F32, labels: Labels, rate: float) -> BatchResult:
+        if len(done) == after:
+            raise CompileError("breaks", Loc("this process"))
+        done.append(step(self, x, labels, rate))
+        return done[-1]
+
+    return stepped
 
 
 def noting(step: Step, losses: dict[type, list[float]]) -> Step:
