@@ -16,9 +16,11 @@ _BIG_CORES = 1  # TVM's affinity mode for any core
 
 
 def free_cores() -> None:
-    """End OpenMP's idle workers, which spin on the cores for milliseconds after torch's last operator.
+    """End OpenMP's idle workers, which spin on the cores for some 10 ms after torch's last operator.
 
-    Its next parallel region makes them anew. The call takes 0.05 to 0.1 ms.
+    Its next parallel region makes them anew. The call takes 0.05 to 0.1 ms. Workers that sleep instead, as the
+    environment can ask for (OMP_WAIT_POLICY, GOMP_SPINCOUNT), were often woken on the core of the thread that waits for
+    them when the machine had other work, so that torch's operators took as long as on one thread.
     """
     for pause in _pauses():
         pause(_PAUSE_SOFT)
