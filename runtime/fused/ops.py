@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compiler.fused.population import Population, Window
 from compiler.fused.program import StageProgram
+from compiler.fused.spikes.counts import counts_of
 from compiler.fused.spikes.geometry import BITS
 from compiler.ir.ops import window_extent
 from runtime.fused.arena import arena_of
@@ -51,8 +52,8 @@ def stage(
 ) -> list[Tensor]:
     """A stage's results: of each layer, then the spikes if they leave it, then what only the backward pass reads.
 
-    That is the words and the mask of the spikes where they are kept as bits, and the batch norm's moments (3, C); or
-    the input's bits of a packed stage.
+    That is the words and the mask of the spikes, or of averages of them, where they are kept as bits, and the batch
+    norm's moments (3, C); or the input's bits of a packed stage.
 
     name: of the stage in the plan. arena: its scratch memory. group: the process group over which batch statistics
     are taken, or "" for this process alone.
@@ -100,7 +101,9 @@ def _(
     if keeps_bits(found, x):
         maps = rows if len(rows) == 4 else [*rows, 1, 1]
         words = [found.timesteps, maps[0] // found.timesteps, *maps[2:], -(-x.shape[1] // BITS)]
-        results += [x.new_empty(words, dtype=torch.int32) for _ in range(1 + found.masked)]
+        counts = counts_of(found.parts[-1])
+        planes = words if counts is None else [counts.planes, *words]
+        results += [x.new_empty(shape, dtype=torch.int32) for shape in [planes, words][: 1 + found.masked]]
     if found.norm:
         results.append(x.new_empty((3, x.shape[1]), dtype=torch.float64))
     return results
@@ -191,8 +194,8 @@ def _setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tensor]) -> N
     kept = buffers[2 * found.norm :]  # type: ignore[index]
     ctx.shape = tuple(x.shape)  # type: ignore[attr-defined]
     first = [] if found.packed else list(source) if source else [x]  # type: ignore[call-overload]
-    ctx.source = len(source)
-    ctx.save_for_backward(*first, *parameters, *kept, *extra)  # type: ignore[misc,arg-type]
+    ctx.source = len(source)  # type: ignore[arg-type]
+    ctx.save_for_backward(*first, *parameters, *kept, *extra)  # type: ignore[misc]
     ctx.arguments = tuple(arguments)  # type: ignore[assignment]
     ctx.counts = (len(parameters), len(buffers), len(output) - len(extra), bits)  # type: ignore[arg-type]
 

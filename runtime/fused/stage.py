@@ -13,11 +13,13 @@ from compiler.fused.plan import Part
 from compiler.fused.population import Activation, Norm, Population
 from compiler.fused.program import Layer, StageProgram, numbers
 from compiler.fused.spikes.costs import SpikeKernels
+from compiler.fused.spikes.counts import counts_of
 from runtime.fused.arena import Arena
 from runtime.fused.gpu_neurons import GpuNeuronsRun
 from runtime.fused.layers import layer_forward, layer_grad_input, layer_grad_parameters
 from runtime.fused.neurons import AllReduce, MakeRun, NeuronsRun, Norming, Outputs, Run, Take
 from runtime.fused.pooling import as_maps, images, pool_backward, pool_forward
+from runtime.fused.spikes.counts import pack_counts
 from runtime.fused.spikes.stage_layers import SpikeBits, StageLayers
 
 
@@ -89,13 +91,24 @@ class StageRun:
         run = self._cpu_neurons(last, maps)
         found = run.moments()
         moments = found if last == 0 else moments
-        words = torch.empty(run.words_shape, dtype=torch.int32)
-        mask = torch.empty_like(words) if self._program.masked else None
-        run.fill(found, Outputs(words=words, mask=mask))
-        bits = SpikeBits(words, mask)
-        layers = self._spike_layers(run.out_shape, bits)
+        bits, y = self._bits(run, found)
+        layers = self._spike_layers(run.out_shape, bits, y)
         results = layers.forward()
         return [*results, layers.spikes()] if self._program.spikes else results, moments, bits
+
+    def _bits(self, run: NeuronsRun, moments: Tensor | None) -> tuple[SpikeBits, Tensor | None]:
+        """The last neurons' result as bits; averages, which are numbers first, also as the layers take them."""
+        counts, last = counts_of(self._parts[-1]), len(self._parts) - 1
+        mask = torch.empty(run.words_shape, dtype=torch.int32) if self._program.masked else None
+        if counts is None:
+            words = torch.empty(run.words_shape, dtype=torch.int32)
+            run.fill(moments, Outputs(words=words, mask=mask))
+            return SpikeBits(words, mask), None
+        y = self._take(last, "y", run.out_shape)
+        run.fill(moments, Outputs(y=y, mask=mask))
+        words = torch.empty((counts.planes, *run.words_shape), dtype=torch.int32)
+        ones = pack_counts(counts, y, words, functools.partial(self._take, last), self._name)
+        return SpikeBits(words, mask, ones), self._rows_like(y)
 
     def _first(self, index: int, maps: Tensor) -> tuple[Tensor, Tensor | None]:
         """A part's result and its moments."""
@@ -144,7 +157,7 @@ class StageRun:
     ) -> Gradients:
         found: list[Tensor | None] = [None] * len(need)
         grads = [_laid_out(grad) for grad in grads]
-        shape = (*bits.words.shape[:-1], self._tensors.x.shape[1])
+        shape = (*bits.words.shape[-5:-1], self._tensors.x.shape[1])
         layers, count = self._spike_layers(shape, bits), len(self._program.layers)
         grad_x: Tensor | None = None
         if need_x or (self._program.norm and any(need[:2])):
@@ -179,9 +192,9 @@ class StageRun:
             result = maps
         return grad
 
-    def _spike_layers(self, shape: tuple[int, ...], bits: SpikeBits) -> StageLayers:
+    def _spike_layers(self, shape: tuple[int, ...], bits: SpikeBits, numbers: Tensor | None = None) -> StageLayers:
         weights = [self._weights(at) for at in range(len(self._program.layers))]
-        return StageLayers(self._program, weights, shape, bits, self._take, self._arena, self._name)
+        return StageLayers(self._program, weights, shape, bits, self._take, self._arena, self._name, numbers)
 
     def _through_parts(
         self, grads: Sequence[Tensor], inputs: list[Tensor], moments: Tensor | None, found: list[Tensor | None]

@@ -38,6 +38,7 @@ class Way(StrEnum):
     LOOKUP = "look-up"  # tables in registers: the same time at every density
     EVENTS = "events"  # of spikes; of the input gradient, of non-zero gradients
     MASKED = "masked"  # of neurons whose surrogate gradient is not zero
+    BOTH = "both"  # of averages of spikes: tables for some bits of the counts, events for the others
 
 
 WAYS: Mapping[Pass, tuple[Way, ...]] = {

@@ -7,6 +7,7 @@ import math
 from compiler.fused.plan import Plan, Stage
 from compiler.fused.population import Population
 from compiler.fused.spikes.costs import SMALLEST, SpikeKernels
+from compiler.fused.spikes.counts import counts_of
 from compiler.ir.graph import Node
 from compiler.ir.ops import Conv2d, Linear
 
@@ -17,11 +18,13 @@ def kernels_of(plan: Plan, stage: Stage, wanted: SpikeKernels) -> SpikeKernels:
     """What is wanted, or `OFF` for a stage that has no use for it.
 
     Layers must read what the stage's last neurons give, in the order in which it lies in memory, and it must be
-    spikes: averages of pooled spikes and sums of residual branches are left to the dense kernels, and so are features
-    that a Flatten takes from more than one pixel. Where measurements choose, one layer must be worth it.
+    spikes, or averages of spikes over windows of 2, 4, 8 or 16 pixels, whose counts are kept bit by bit. Averages of
+    other windows, of which thirds and ninths are no numbers of f32, are left to the dense kernels, and so are sums of
+    residual branches and features that a Flatten takes from more than one pixel. Where measurements choose, one layer
+    must be worth it.
     """
     last = stage.parts[-1] if stage.parts else None
-    if not isinstance(last, Population) or not last.binary or not stage.linears:
+    if not isinstance(last, Population) or not stage.linears or not (last.binary or counts_of(last)):
         return SpikeKernels.OFF
     if stage.flatten is not None:
         maps = plan.graph.types[stage.results[-1]]

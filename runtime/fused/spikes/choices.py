@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from compiler.fused.spikes.costs import SMALLEST, Pass, SpikeKernels, Way
+from compiler.fused.spikes.counts import Planes, deal, dealt_costs
 from runtime.fused.arena import Arena
-from runtime.fused.spikes.layer import SpikeLayer
-from runtime.fused.spikes.measure import costs_of
+from runtime.fused.spikes.counts_layer import CountsLayer
+from runtime.fused.spikes.measure import BitLayer, costs_of
+
+__all__ = ["BitLayer", "Choice", "Key", "choices_of", "choose", "choose_planes", "share_of_values"]
 
 _CHUNKS, _CHUNK = 64, 64  # of a gradient, by which the share of its values that are not zero is estimated
 
@@ -20,12 +23,16 @@ Key = tuple[str, int, Pass]  # stage, place among its layers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Of one pass in the last step. seconds: measured costs of the ways at these shares; empty where none count."""
+    """Of one pass in the last step. seconds: measured costs of the ways at these shares; empty where none count.
 
-    layer: SpikeLayer
+    Of averages of spikes, `planes` are the shares of ones in each plane of the counts, and theirs is the sum of them.
+    """
+
+    layer: BitLayer
     way: Way
     shares: Mapping[Way, float]
     seconds: Mapping[Way, float] = field(default_factory=dict)
+    planes: tuple[float, ...] = ()
 
 
 _CHOICES: WeakKeyDictionary[Arena, dict[Key, Choice]] = WeakKeyDictionary()
@@ -37,7 +44,7 @@ def choices_of(arena: Arena) -> Mapping[Key, Choice]:
 
 
 def choose(
-    layer: SpikeLayer, of: Pass, shares: Mapping[Way, float], kernels: SpikeKernels, key: tuple[str, int], arena: Arena
+    layer: BitLayer, of: Pass, shares: Mapping[Way, float], kernels: SpikeKernels, key: tuple[str, int], arena: Arena
 ) -> Way:
     """The way of a pass at these shares; recorded under the stage's name and the layer's place in it.
 
@@ -56,7 +63,31 @@ def choose(
     return way
 
 
-def _forced(layer: SpikeLayer, of: Pass, shares: Mapping[Way, float], kernels: SpikeKernels) -> Way:
+def choose_planes(
+    layer: CountsLayer, of: Pass, ones: Sequence[int], kernels: SpikeKernels, key: tuple[str, int], arena: Arena
+) -> Planes | None:
+    """How the planes of averages are dealt out to kernels; None: the dense one. Recorded as by `choose`.
+
+    ones: in each plane.
+    """
+    shares = layer.shares(ones)
+    ways = [way for way in (Way.LOOKUP, Way.EVENTS) if layer.supports(of, way)]
+    seconds: dict[Way, float] = {}
+    planes: Planes | None = None
+    if kernels is not SpikeKernels.MEASURED:
+        wanted = Planes(0 if kernels is SpikeKernels.EVENTS else len(shares), len(shares))
+        planes = wanted if wanted.way in ways else None
+    elif layer.geometry.multiplications >= SMALLEST:
+        costs = costs_of(layer)
+        planes, seconds = deal(costs, of, shares, ways), dealt_costs(costs, of, shares, ways)
+    _CHOICES.setdefault(arena, {})[*key, of] = Choice(
+        layer=layer, way=Way.DENSE if planes is None else planes.way, shares={Way.EVENTS: sum(shares)},
+        seconds=seconds, planes=shares,
+    )  # fmt: skip
+    return planes
+
+
+def _forced(layer: BitLayer, of: Pass, shares: Mapping[Way, float], kernels: SpikeKernels) -> Way:
     wanted = Way.EVENTS
     if kernels is SpikeKernels.LOOKUP:
         wanted = Way.MASKED if of is Pass.INPUT_GRADIENT else Way.LOOKUP

@@ -16,6 +16,8 @@ class Explained:
     """One pass of a layer in the last step.
 
     shares: of spikes, of neurons whose window is open, or of gradients that are not zero, by the way that goes by it.
+    planes: where averages of spikes are read, the share of ones in each bit of their counts, of which the share is the
+    sum.
     ms: measured milliseconds of each way at these shares; empty where none were measured.
     """
 
@@ -25,6 +27,7 @@ class Explained:
     way: str
     shares: Mapping[str, float]
     ms: Mapping[str, float]
+    planes: tuple[float, ...] = ()
 
 
 def explained(arena: Arena) -> list[Explained]:
@@ -37,6 +40,7 @@ def explained(arena: Arena) -> list[Explained]:
             way=choice.way.value,
             shares={way.value: share for way, share in choice.shares.items() if way is not Way.LOOKUP},
             ms={way.value: 1e3 * seconds for way, seconds in choice.seconds.items()},
+            planes=choice.planes,
         )
         for (stage, place, of), choice in choices_of(arena).items()
     ]
@@ -50,6 +54,8 @@ def explanation(arena: Arena) -> str:
     lines = []
     for row in rows:
         shares = ", ".join(f"{100 * share:.1f} % {_WHAT[row.of, way]}" for way, share in row.shares.items())
+        if row.planes:
+            shares = " + ".join(f"{100 * share:.1f}" for share in row.planes) + " % of counts' bits"
         costs = ", ".join(f"{way} {ms:.2f}" for way, ms in row.ms.items())
         lines.append(
             f"{row.layer:24} {row.sizes:34} {row.of:16} {row.way:8} {shares}{f'; ms: {costs}' if costs else ''}"

@@ -73,9 +73,23 @@ class SpikeLayer:
         expand(replace(geometry, groups=1), words, x)  # neurons know no groups
         return x.permute(0, 3, 1, 2) if self.layer.convolution else x.view(geometry.width, geometry.channels)
 
-    def forward(self, way: Way, words: Tensor, weight: Tensor, bias: Tensor | None, take: Take) -> Tensor:
-        """The result."""
+    def forward(
+        self,
+        way: Way,
+        words: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        take: Take,
+        *,
+        onto: Tensor | None = None,
+    ) -> Tensor:
+        """The result. onto: one to which events add theirs instead, without bias."""
         geometry = self.geometry
+        if onto is not None:
+            assert way is Way.EVENTS
+            y, rows = self._maps(onto), self._weight(weight)
+            events_module.forward_events(geometry, words, rows, None, y, take, onto=True)
+            return onto
         if way is Way.DENSE:
             return layer_forward(self.layer, self.spikes(words, take), weight, bias)
         y = torch.empty(geometry.images, geometry.out_height, geometry.out_width, geometry.out_channels)
@@ -86,15 +100,20 @@ class SpikeLayer:
     def grad_weight(self, way: Way, words: Tensor, grad: Tensor, weight: Tensor, take: Take) -> Tensor:
         """The gradient of the weight, of which only the shape counts."""
         if way is Way.DENSE:
-            x = self.spikes(words, take)
-            found, _ = layer_grad_parameters(self.layer, grad, x, weight, need_weight=True, need_bias=False)
-            assert found is not None
-            return found
+            return self.dense_grad_weight(grad, self.spikes(words, take), weight)
         geometry = self.geometry
         made = torch.empty(geometry.out_channels, *geometry.kernel, geometry.group_channels)
         run = weight_events_module.weight_events if way is Way.EVENTS else weight_lookup_module.weight_lut
         run(geometry, words, self._maps(grad), made, take)
-        return made.permute(0, 3, 1, 2) if self.layer.convolution else made.view(weight.shape)
+        return (
+            made.permute(0, 3, 1, 2) if self.layer.convolution else made.view(geometry.out_channels, geometry.channels)
+        )
+
+    def dense_grad_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the weight from the input as numbers."""
+        found, _ = layer_grad_parameters(self.layer, grad, x, weight, need_weight=True, need_bias=False)
+        assert found is not None
+        return found
 
     def grad_input(self, way: Way, grad: Tensor, mask: Tensor | None, weight: Tensor, take: Take) -> Tensor:
         """The gradient of the input; where the mask is 0 it may be anything finite."""

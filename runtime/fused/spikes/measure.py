@@ -12,20 +12,25 @@ from torch import Tensor
 
 from compiler.fused.order import cpu_model
 from compiler.fused.spikes.costs import WAYS, Cost, CostCache, LayerCosts, Pass, Way
+from compiler.fused.spikes.counts import Counts, Planes
 from compiler.fused.spikes.geometry import Geometry
 from hwmodel.folders import cache_folder
+from runtime.fused.spikes.counts_layer import CountsLayer
 from runtime.fused.spikes.layer import SpikeLayer
 from runtime.fused.spikes.words import pack
 
 SHARES = {Way.EVENTS: (0.02, 0.2), Way.MASKED: (0.1, 0.4)}  # that a line is drawn through
+_OF_PLANES = (0.1, 0.5)  # sums over the planes of averages, for events: beyond, look-ups take the lowest planes
+_LOWEST = 0.8  # of the sum, and the next plane has the rest
 _SHARE = 0.1  # of spikes where the time does not depend on it
 _ROUNDS = 3
 
-Key = tuple[SpikeLayer, int]
+BitLayer = SpikeLayer | CountsLayer
+Key = tuple[BitLayer, int]
 _FOUND: dict[Key, LayerCosts] = {}
 
 
-def costs_of(layer: SpikeLayer) -> LayerCosts:
+def costs_of(layer: BitLayer) -> LayerCosts:
     """As kept in memory or in the cache folder, or else measured and kept."""
     key = (layer, torch.get_num_threads())
     if key not in _FOUND:
@@ -38,16 +43,17 @@ def costs_of(layer: SpikeLayer) -> LayerCosts:
     return _FOUND[key]
 
 
-def cache_key(layer: SpikeLayer) -> str:
+def cache_key(layer: BitLayer) -> str:
     """What costs depend on: CPU, threads, torch, the layer and its batch."""
     sizes = " ".join(
         f"{item.name}={value}" for item, value in zip(fields(Geometry), astuple(layer.geometry), strict=True)
     )
     rows = f"rows_per_call={layer.layer.rows_per_call}"
-    return f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {sizes} {rows}"
+    pixels = f" averages of {layer.counts.pixels}" if isinstance(layer, CountsLayer) else ""
+    return f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {sizes} {rows}{pixels}"
 
 
-def measure(layer: SpikeLayer, *, clock: Callable[[], float] = time.perf_counter) -> LayerCosts:
+def measure(layer: BitLayer, *, clock: Callable[[], float] = time.perf_counter) -> LayerCosts:
     """Medians over some calls, all ways of a pass in turn, after one that counts for nothing."""
     costs: dict[tuple[Pass, Way], Cost] = {}
     trial = _Trial.of(layer)
@@ -63,30 +69,36 @@ def measure(layer: SpikeLayer, *, clock: Callable[[], float] = time.perf_counter
         medians = {key: statistics.median(own) for key, own in times.items()}
         for way in dict.fromkeys(way for way, _ in runs):
             if way in SHARES:
-                low, high = SHARES[way]
+                low, high = _shares(layer, of, way)
                 costs[of, way] = Cost.through(low, high, (medians[way, low], medians[way, high]))
             else:
                 costs[of, way] = Cost(base=medians[way, _SHARE])
     return LayerCosts(costs)
 
 
-def _asked(layer: SpikeLayer, of: Pass) -> Iterator[tuple[Way, float]]:
+def _asked(layer: BitLayer, of: Pass) -> Iterator[tuple[Way, float]]:
     for way in WAYS[of]:
         if layer.supports(of, way):
-            for share in SHARES.get(way, (_SHARE,)):
+            for share in _shares(layer, of, way):
                 yield way, share
+
+
+def _shares(layer: BitLayer, of: Pass, way: Way) -> tuple[float, ...]:
+    if isinstance(layer, CountsLayer) and way is Way.EVENTS and of is not Pass.INPUT_GRADIENT:
+        return _OF_PLANES
+    return SHARES.get(way, (_SHARE,))
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
     """Random numbers of the layer's sizes."""
 
-    layer: SpikeLayer
+    layer: BitLayer
     weight: Tensor
     random: torch.Generator
 
     @classmethod
-    def of(cls, layer: SpikeLayer) -> _Trial:
+    def of(cls, layer: BitLayer) -> _Trial:
         geometry, random = layer.geometry, torch.Generator().manual_seed(0)
         weight = torch.randn(geometry.out_channels, *geometry.kernel, geometry.group_channels, generator=random)
         if layer.layer.convolution:
@@ -96,17 +108,27 @@ class _Trial:
     def call(self, of: Pass, way: Way, share: float) -> Callable[[], object]:
         """One call of a pass."""
         layer, weight = self.layer, self.weight
-        match of:
-            case Pass.FORWARD:
-                words = self._bits(share)
-                return lambda: layer.forward(way, words, weight, None, _fresh)
-            case Pass.WEIGHT_GRADIENT:
-                words, grad = self._bits(share), self._grad(1.0)
-                return lambda: layer.grad_weight(way, words, grad, weight, _fresh)
-            case Pass.INPUT_GRADIENT:
-                grad = self._grad(share if way is Way.EVENTS else 1.0)
-                mask = self._bits(share if way is Way.MASKED else 1.0)
-                return lambda: layer.grad_input(way, grad, mask, weight, _fresh)
+        if of is Pass.INPUT_GRADIENT:
+            grad = self._grad(share if way is Way.EVENTS else 1.0)
+            mask = self._bits(share if way is Way.MASKED else 1.0)
+            return lambda: layer.grad_input(way, grad, mask, weight, _fresh)
+        grad = self._grad(1.0)
+        if isinstance(layer, CountsLayer):
+            planes, words = self._planes(layer.counts, way, share)
+            if of is Pass.FORWARD:
+                return lambda: layer.forward(planes, words, weight, None, _fresh)
+            return lambda: layer.grad_weight(planes, words, grad, weight, _fresh)
+        words = self._bits(share)
+        if of is Pass.FORWARD:
+            return lambda: layer.forward(way, words, weight, None, _fresh)
+        return lambda: layer.grad_weight(way, words, grad, weight, _fresh)
+
+    def _planes(self, counts: Counts, way: Way, share: float) -> tuple[Planes | None, Tensor]:
+        """How planes are dealt out, and words: all events, of so many ones altogether, or a look-up of one plane."""
+        lowest = [self._bits(_LOWEST * share), self._bits((1.0 - _LOWEST) * share)]
+        words = torch.stack([*lowest, *[torch.zeros_like(lowest[0])] * (counts.planes - 2)])[:, None]
+        planes = {Way.LOOKUP: Planes(1, 1), Way.EVENTS: Planes(0, counts.planes)}
+        return planes.get(way), words
 
     def _bits(self, share: float) -> Tensor:
         geometry = self.layer.geometry

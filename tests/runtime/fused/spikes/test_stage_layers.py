@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import runtime.fused.module
 import spikec
-from compiler.fused.spikes.costs import Pass, SpikeKernels, Way
+from compiler.fused.spikes import eligible
+from compiler.fused.spikes.costs import WAYS, Cost, LayerCosts, Pass, SpikeKernels, Way
+from compiler.fused.spikes.counts import Planes
 from compiler.ir import Surrogate, SurrogateKind
 from frontends.nn import LIF
 from runtime.fused.module import FusedModule
+from runtime.fused.ops import stage
+from runtime.fused.spikes import choices
 from runtime.fused.spikes.choices import choices_of
 
 T, SAMPLES = 4, 3
@@ -54,6 +59,29 @@ def chain() -> nn.Module:
         nn.Linear(10, 3),
         nn.Unflatten(0, (T, -1)),
     )
+
+
+def averages(window: int = 2) -> nn.Module:
+    """Averages over whole and partial windows and over pairs, read in groups and as features."""
+    return nn.Sequential(
+        nn.Conv2d(2, 64, 3, padding=1),
+        LIF(timesteps=T),
+        nn.AvgPool2d(window, ceil_mode=True),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2),
+        LIF(timesteps=T),
+        nn.AvgPool2d((1, 2)),
+        nn.Conv2d(64, 40, (3, 1), bias=False),
+        LIF(timesteps=T, surrogate=Surrogate(kind=SurrogateKind.ATAN)),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.Flatten(),
+        nn.Linear(40, 3),
+        nn.Unflatten(0, (T, -1)),
+    )
+
+
+def uneven_maps() -> Tensor:
+    """Of numbers on a coarse grid."""
+    return (32 * torch.rand(T * SAMPLES, 2, 7, 9, generator=torch.Generator().manual_seed(3))).round() / 8
 
 
 def batch(seed: int = 0, samples: int = SAMPLES) -> Tensor:
@@ -114,7 +142,76 @@ def test_forced_ways_are_taken_and_recorded() -> None:
     assert 0 < max(shares) < 1
 
 
-def kept_bytes(module: FusedModule) -> int:
+def split_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where measurements choose, look-ups take one plane and events the others, of layers of any size."""
+    costs = LayerCosts({(of, way): Cost(base=1.0) for of in Pass for way in WAYS[of]})
+    monkeypatch.setattr(choices, "costs_of", lambda _: costs)
+    monkeypatch.setattr(choices, "deal", lambda _costs, _of, shares, _ways: Planes(1, len(shares)))
+    monkeypatch.setattr(choices, "SMALLEST", 0)
+    monkeypatch.setattr(eligible, "OF_A_SAMPLE", 0)
+
+
+@pytest.mark.parametrize("kernels", [*FORCED, SpikeKernels.MEASURED], ids=str)
+def test_averages_are_read_by_their_planes(kernels: SpikeKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    split_planes(monkeypatch)
+    torch.manual_seed(5)
+    module, x = dyadic(averages()), uneven_maps()
+    for parameter in module.parameters():
+        parameter.data *= 4  # some spikes in every layer
+    want = gradients(spikec.fuse(copy.deepcopy(module), x, T, spike_kernels="off"), x)
+    fused = spikec.fuse(copy.deepcopy(module), x, T, spike_kernels=kernels)
+    got = gradients(fused, x)
+    assert torch.equal(got["y"], want["y"])
+    assert float(want["y"].std()) > 0
+    for name, value in want.items():
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    found = choices_of(fused._arena)
+    assert {len(choice.planes) for (_, _, of), choice in found.items() if of is Pass.FORWARD} == {2, 3}
+    assert all(choice.planes[-1] > 0 for (_, _, of), choice in found.items() if of is not Pass.INPUT_GRADIENT)
+    ways = {choice.way for (_, _, of), choice in found.items() if of is not Pass.INPUT_GRADIENT}
+    wanted = {SpikeKernels.LOOKUP: Way.LOOKUP, SpikeKernels.EVENTS: Way.EVENTS, SpikeKernels.MEASURED: Way.BOTH}
+    assert ways == {wanted[kernels]}
+    again = {stage.removesuffix(", again"): choice for (stage, _, _), choice in found.items() if "again" in stage}
+    assert len(again) == 2  # layers whose results were not kept, computed from planes once more
+    assert "% of counts' bits" in fused.explain()
+
+
+def test_shapes_without_values_are_those_of_planes_and_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    x, seen = uneven_maps(), []
+    fused = spikec.fuse(averages(), x, T, spike_kernels="look-up")
+    monkeypatch.setattr(runtime.fused.module, "stage_op", lambda *given: seen.append(given) or stage(*given))
+    fused(x)
+    assert seen
+    for given in seen:
+        torch.library.opcheck(stage, given, test_utils="test_faketensor", atol=1e-5, rtol=1e-5)
+
+
+def test_averages_of_ninths_stay_with_the_dense_kernels() -> None:
+    torch.manual_seed(5)
+    module, x = averages(window=3), uneven_maps()
+    fused = spikec.fuse(module, x, T, spike_kernels="look-up")
+    gradients(fused, x)
+    stages = {stage.removesuffix(", again") for stage, _, _ in choices_of(fused._arena)}
+    whole = spikec.fuse(averages(), x, T, spike_kernels="look-up")
+    gradients(whole, x)
+    assert len(stages) == len({stage.removesuffix(", again") for stage, _, _ in choices_of(whole._arena)}) - 1
+
+
+def test_counts_take_three_bits_of_an_average() -> None:
+    """And one for the mask; of pairs it is two bits and the mask, and there is none where all windows are open."""
+    torch.manual_seed(5)
+    x = uneven_maps()
+    off, on = (
+        kept_bytes(spikec.fuse(averages(), x, T, spike_kernels=name, recompute=False), x) for name in ("off", "events")
+    )
+    words = T * SAMPLES * (4 * 5 * 2 * (3 + 1) + 4 * 2 * 2 * (2 + 1) + 1 * 1 * 2 * 3)
+    assert on - off == words * 4
+
+
+def kept_bytes(module: FusedModule, x: Tensor | None = None) -> int:
     """What autograd keeps of a pass beside parameters."""
     own = {parameter.data_ptr() for parameter in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
@@ -125,7 +222,7 @@ def kept_bytes(module: FusedModule) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(batch())
+        module(batch() if x is None else x)
     return sum(kept.values())
 
 
