@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compiler.fused.plan import Stage
+from compiler.fused.spikes.counts import counts_of
 from runtime.fused.ops import program_of
 from runtime.fused.stage import keeps_bits
 
@@ -29,10 +30,13 @@ def origins_of(
 ) -> dict[str, Origin]:
     """By layer of a stage that keeps its spikes as bits, what its result can be computed from.
 
+    Layers of averages take nearly as long as dense ones to do so, and have a result a quarter as large as those before
+    them: theirs are kept.
+
     parameters: of its layers, in order. results: all that the stage's op returned.
     """
     found = program_of(program)
-    if not keeps_bits(found, results[0]):
+    if not keeps_bits(found, results[0]) or counts_of(found.parts[-1]) is not None:
         return {}
     words, rest = results[len(stage.outputs)].detach(), iter(parameters)
     made = {}

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+import numpy as np
+
 from compiler.fused.cache_file import CacheFile
 
 GAIN = 0.95  # of the dense kernel's time: one that saves less than this does not take its place
-SMALLEST = 1 << 22  # multiplications of a pass: below, what a call costs decides, and the dense kernels are called
+SMALLEST = 1 << 27  # multiplications of a pass, about a millisecond: below, counting and choosing would cost too much
 
 
 class SpikeKernels(StrEnum):
@@ -48,22 +50,25 @@ WAYS: Mapping[Pass, tuple[Way, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of a call: base + slope * share."""
+    """Seconds of a call by share: lines between measured points (share, seconds), and their ends beyond."""
 
-    base: float
-    slope: float = 0.0
+    points: tuple[tuple[float, float], ...]
 
     @classmethod
-    def through(cls, low: float, high: float, seconds: tuple[float, float]) -> Cost:
-        """The line through two measurements; time never falls as the share grows."""
-        slope = max(0.0, (seconds[1] - seconds[0]) / (high - low))
-        return cls(base=max(0.0, min(seconds[0] - slope * low, seconds[1])), slope=slope)
+    def of(cls, measured: Mapping[float, float]) -> Cost:
+        """Through measurements by share; time never falls as the share grows."""
+        points, most = [], 0.0
+        for share, seconds in sorted(measured.items()):
+            most = max(most, seconds)
+            points.append((share, most))
+        return cls(tuple(points))
 
     def at(self, share: float) -> float:
         """Seconds at a share."""
-        return self.base + self.slope * share
+        shares, seconds = ([point[axis] for point in self.points] for axis in (0, 1))
+        return float(np.interp(share, shares, seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class CostCache(CacheFile[LayerCosts]):
     """The file of measured costs."""
 
     file_name: ClassVar[str] = "spike_costs.json"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
     entries: ClassVar[str] = "measured costs"
 
     def parsed(self, value: object) -> LayerCosts:
@@ -111,14 +116,14 @@ class CostCache(CacheFile[LayerCosts]):
         found = {}
         for name, numbers in value.items():
             of, way = name.split(" ", 1)
-            base, slope = (float(number) for number in numbers)
-            if not (math.isfinite(base) and math.isfinite(slope) and base >= 0 and slope >= 0):
+            measured = {float(share): float(seconds) for share, seconds in numbers}
+            if not measured or not all(0 <= number < math.inf for point in measured.items() for number in point):
                 raise ValueError(f"{name} costs {numbers!r}")
-            found[Pass(of), Way(way)] = Cost(base=base, slope=slope)
+            found[Pass(of), Way(way)] = Cost.of(measured)
         missing = [of for of in Pass if (of, Way.DENSE) not in found]
         if missing:
             raise ValueError(f"no dense cost of {missing[0]}")
         return LayerCosts(found)
 
     def written(self, entry: LayerCosts) -> object:
-        return {f"{of} {way}": [cost.base, cost.slope] for (of, way), cost in entry.costs.items()}
+        return {f"{of} {way}": cost.points for (of, way), cost in entry.costs.items()}

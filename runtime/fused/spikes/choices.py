@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from compiler.fused.spikes.costs import SMALLEST, Pass, SpikeKernels, Way
+from compiler.fused.spikes.costs import SMALLEST, LayerCosts, Pass, SpikeKernels, Way
 from compiler.fused.spikes.counts import Planes, deal, dealt_costs
 from runtime.fused.arena import Arena
 from runtime.fused.spikes.counts_layer import CountsLayer
 from runtime.fused.spikes.measure import BitLayer, costs_of
 
-__all__ = ["BitLayer", "Choice", "Key", "choices_of", "choose", "choose_planes", "share_of_values"]
+__all__ = ["BitLayer", "Choice", "Key", "choices_of", "choose", "choose_planes", "is_dense", "share_of_values"]
 
 _CHUNKS, _CHUNK = 64, 64  # of a gradient, by which the share of its values that are not zero is estimated
 
@@ -23,7 +23,7 @@ Key = tuple[str, int, Pass]  # stage, place among its layers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Of one pass in the last step. seconds: measured costs of the ways at these shares; empty where none count.
+    """Of one pass in the last step. costs: as measured; None where none count.
 
     Of averages of spikes, `planes` are the shares of ones in each plane of the counts, and theirs is the sum of them.
     """
@@ -31,8 +31,16 @@ class Choice:
     layer: BitLayer
     way: Way
     shares: Mapping[Way, float]
-    seconds: Mapping[Way, float] = field(default_factory=dict)
+    costs: LayerCosts | None = None
     planes: tuple[float, ...] = ()
+
+    def seconds(self, of: Pass) -> dict[Way, float]:
+        """Of each way of that pass at these shares; empty without costs."""
+        if self.costs is None:
+            return {}
+        if self.planes:
+            return dealt_costs(self.costs, of, self.planes, _of_planes(self.layer, of))
+        return {way: self.costs.seconds(of, way, self.shares.get(way, 0.0)) for way in self.costs.ways(of)}
 
 
 _CHOICES: WeakKeyDictionary[Arena, dict[Key, Choice]] = WeakKeyDictionary()
@@ -51,16 +59,18 @@ def choose(
     shares: of each way that may be taken; of `Way.LOOKUP` it does not count.
     """
     costs = None
-    if kernels is not SpikeKernels.MEASURED:
-        way = _forced(layer, of, shares, kernels)
-    elif layer.geometry.multiplications < SMALLEST:
-        way = Way.DENSE
-    else:
+    if kernels is SpikeKernels.MEASURED:
         costs = costs_of(layer)
         way = costs.choose(of, shares)
-    seconds = {} if costs is None else {one: costs.seconds(of, one, shares.get(one, 0.0)) for one in costs.ways(of)}
-    _CHOICES.setdefault(arena, {})[*key, of] = Choice(layer=layer, way=way, shares=dict(shares), seconds=seconds)
+    else:
+        way = _forced(layer, of, shares, kernels)
+    _CHOICES.setdefault(arena, {})[*key, of] = Choice(layer=layer, way=way, shares=dict(shares), costs=costs)
     return way
+
+
+def is_dense(layer: BitLayer, kernels: SpikeKernels) -> bool:
+    """Whether a layer is too small for anything to be counted and chosen."""
+    return kernels is SpikeKernels.MEASURED and layer.geometry.multiplications < SMALLEST
 
 
 def choose_planes(
@@ -71,20 +81,24 @@ def choose_planes(
     ones: in each plane.
     """
     shares = layer.shares(ones)
-    ways = [way for way in (Way.LOOKUP, Way.EVENTS) if layer.supports(of, way)]
-    seconds: dict[Way, float] = {}
+    ways = _of_planes(layer, of)
+    costs: LayerCosts | None = None
     planes: Planes | None = None
     if kernels is not SpikeKernels.MEASURED:
         wanted = Planes(0 if kernels is SpikeKernels.EVENTS else len(shares), len(shares))
         planes = wanted if wanted.way in ways else None
-    elif layer.geometry.multiplications >= SMALLEST:
+    else:
         costs = costs_of(layer)
-        planes, seconds = deal(costs, of, shares, ways), dealt_costs(costs, of, shares, ways)
+        planes = deal(costs, of, shares, ways)
     _CHOICES.setdefault(arena, {})[*key, of] = Choice(
         layer=layer, way=Way.DENSE if planes is None else planes.way, shares={Way.EVENTS: sum(shares)},
-        seconds=seconds, planes=shares,
+        costs=costs, planes=shares,
     )  # fmt: skip
     return planes
+
+
+def _of_planes(layer: BitLayer, of: Pass) -> tuple[Way, ...]:
+    return tuple(way for way in (Way.LOOKUP, Way.EVENTS) if layer.supports(of, way))
 
 
 def _forced(layer: BitLayer, of: Pass, shares: Mapping[Way, float], kernels: SpikeKernels) -> Way:

@@ -72,10 +72,14 @@ class CountsLayer:
         assert result is not None
         return result
 
+    def dense_grad_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the weight from the input as numbers."""
+        return self.plane.dense_grad_weight(grad, x, weight)
+
     def grad_weight(self, planes: Planes | None, words: Tensor, grad: Tensor, weight: Tensor, take: Take) -> Tensor:
         """The gradient of the weight, of which only the shape counts."""
         if planes is None:
-            return self.plane.dense_grad_weight(grad, self.spikes(words, take), weight)
+            return self.dense_grad_weight(grad, self.spikes(words, take), weight)
         total: Tensor | None = None
         for way, first, last in _runs(planes):
             of_run = stacked(words[first:last], self.geometry.groups)

@@ -39,7 +39,7 @@ def explained(arena: Arena) -> list[Explained]:
             of=of.value,
             way=choice.way.value,
             shares={way.value: share for way, share in choice.shares.items() if way is not Way.LOOKUP},
-            ms={way.value: 1e3 * seconds for way, seconds in choice.seconds.items()},
+            ms={way.value: 1e3 * seconds for way, seconds in choice.seconds(of).items()},
             planes=choice.planes,
         )
         for (stage, place, of), choice in choices_of(arena).items()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 
 import torch
@@ -15,18 +15,21 @@ from compiler.fused.spikes.costs import WAYS, Cost, CostCache, LayerCosts, Pass,
 from compiler.fused.spikes.counts import Counts, Planes
 from compiler.fused.spikes.geometry import Geometry
 from hwmodel.folders import cache_folder
+from runtime.fused.layers import layer_forward
 from runtime.fused.spikes.counts_layer import CountsLayer
 from runtime.fused.spikes.layer import SpikeLayer
 from runtime.fused.spikes.words import pack
 
-SHARES = {Way.EVENTS: (0.02, 0.2), Way.MASKED: (0.1, 0.4)}  # that a line is drawn through
-_OF_PLANES = (0.1, 0.5)  # sums over the planes of averages, for events: beyond, look-ups take the lowest planes
+SHARES = {Way.EVENTS: (0.02, 0.2, 1.0), Way.MASKED: (0.1, 0.4, 1.0)}  # that lines are drawn through
+_OF_PLANES = (0.1, 0.5, 1.0)  # sums over the planes of averages, for events: beyond, look-ups take the lowest planes
 _LOWEST = 0.8  # of the sum, and the next plane has the rest
 _SHARE = 0.1  # of spikes where the time does not depend on it
-_ROUNDS = 3
+_ROUNDS = 3, 11  # at least and at most
+_SECONDS = 0.03  # of all calls of a way, where the rounds allow it
 
 BitLayer = SpikeLayer | CountsLayer
 Key = tuple[BitLayer, int]
+Run = tuple[Way, float]  # way, share
 _FOUND: dict[Key, LayerCosts] = {}
 
 
@@ -54,26 +57,33 @@ def cache_key(layer: BitLayer) -> str:
 
 
 def measure(layer: BitLayer, *, clock: Callable[[], float] = time.perf_counter) -> LayerCosts:
-    """Medians over some calls, all ways of a pass in turn, after one that counts for nothing."""
+    """The least of some calls, all ways of a pass in turn, after one that counts for nothing.
+
+    The dense ways have their input as numbers, since neurons give it in that form in the same time.
+    """
     costs: dict[tuple[Pass, Way], Cost] = {}
     trial = _Trial.of(layer)
     for of in Pass:
         runs = {(way, share): trial.call(of, way, share) for way, share in _asked(layer, of)}
-        times: dict[tuple[Way, float], list[float]] = {key: [] for key in runs}
-        for number in range(_ROUNDS + 1):
-            for key, run in runs.items():
-                start = clock()
-                run()
-                if number:
-                    times[key].append(clock() - start)
-        medians = {key: statistics.median(own) for key, own in times.items()}
+        least = _least(runs, clock)
         for way in dict.fromkeys(way for way, _ in runs):
-            if way in SHARES:
-                low, high = _shares(layer, of, way)
-                costs[of, way] = Cost.through(low, high, (medians[way, low], medians[way, high]))
-            else:
-                costs[of, way] = Cost(base=medians[way, _SHARE])
+            costs[of, way] = Cost.of({share: seconds for (own, share), seconds in least.items() if own is way})
     return LayerCosts(costs)
+
+
+def _least(runs: Mapping[Run, Callable[[], object]], clock: Callable[[], float]) -> dict[Run, float]:
+    least = dict.fromkeys(runs, math.inf)
+    for run in runs.values():
+        run()
+    rounds, number = _ROUNDS[0], 0
+    while number < rounds:
+        for key, run in runs.items():
+            start = clock()
+            run()
+            least[key] = min(least[key], clock() - start)
+        number += 1
+        rounds = min(_ROUNDS[1], max(_ROUNDS[0], math.ceil(_SECONDS / max(min(least.values()), 1e-9))))
+    return least
 
 
 def _asked(layer: BitLayer, of: Pass) -> Iterator[tuple[Way, float]]:
@@ -113,6 +123,11 @@ class _Trial:
             mask = self._bits(share if way is Way.MASKED else 1.0)
             return lambda: layer.grad_input(way, grad, mask, weight, _fresh)
         grad = self._grad(1.0)
+        if way is Way.DENSE:
+            x = self._numbers(share)
+            if of is Pass.FORWARD:
+                return lambda: layer_forward(layer.layer, x, weight, None)
+            return lambda: layer.dense_grad_weight(grad, x, weight)
         if isinstance(layer, CountsLayer):
             planes, words = self._planes(layer.counts, way, share)
             if of is Pass.FORWARD:
@@ -130,10 +145,18 @@ class _Trial:
         planes = {Way.LOOKUP: Planes(1, 1), Way.EVENTS: Planes(0, counts.planes)}
         return planes.get(way), words
 
-    def _bits(self, share: float) -> Tensor:
+    def _numbers(self, share: float) -> Tensor:
+        x = self._maps(share)
+        return x.permute(0, 3, 1, 2) if self.layer.layer.convolution else x.view(x.shape[2:])
+
+    def _maps(self, share: float) -> Tensor:
         geometry = self.layer.geometry
-        shape = (geometry.images, geometry.height, geometry.width)
-        x = (torch.rand(*shape, geometry.channels, generator=self.random) < share).float()
+        shape = (geometry.images, geometry.height, geometry.width, geometry.channels)
+        return (torch.rand(shape, generator=self.random) < share).float()
+
+    def _bits(self, share: float) -> Tensor:
+        geometry, x = self.layer.geometry, self._maps(share)
+        shape = x.shape[:-1]
         words = torch.empty(*shape, geometry.words, dtype=torch.int32)
         pack(geometry, x, words, _fresh)
         return words

@@ -15,7 +15,7 @@ from compiler.fused.spikes.costs import Pass, SpikeKernels, Way
 from compiler.fused.spikes.counts import Planes, counts_of
 from runtime.fused.arena import Arena
 from runtime.fused.layers import layer_forward
-from runtime.fused.spikes.choices import BitLayer, choose, choose_planes, share_of_values
+from runtime.fused.spikes.choices import BitLayer, choose, choose_planes, is_dense, share_of_values
 from runtime.fused.spikes.counts_layer import CountsLayer
 from runtime.fused.spikes.launch import Take
 from runtime.fused.spikes.layer import SpikeLayer
@@ -50,6 +50,8 @@ class _Reader:
 
     def forward(self, weight: Tensor, bias: Tensor | None, numbers: Callable[[], Tensor]) -> Tensor:
         words = self.bits.words
+        if is_dense(self.layer, self.kernels):
+            return layer_forward(self.layer.layer, numbers(), weight, bias)
         if isinstance(self.layer, SpikeLayer):
             way = self._way(self.layer, Pass.FORWARD)
             if way is not Way.DENSE:
@@ -62,6 +64,8 @@ class _Reader:
 
     def grad_weight(self, grad: Tensor, weight: Tensor, numbers: Callable[[], Tensor]) -> Tensor:
         words = self.bits.words
+        if is_dense(self.layer, self.kernels):
+            return self.layer.dense_grad_weight(grad, numbers(), weight)
         if isinstance(self.layer, SpikeLayer):
             way = self._way(self.layer, Pass.WEIGHT_GRADIENT)
             if way is not Way.DENSE:
@@ -70,7 +74,7 @@ class _Reader:
         planes = self._planes(self.layer, Pass.WEIGHT_GRADIENT)
         if planes is not None:
             return self.layer.grad_weight(planes, words, grad, weight, self.take)
-        return self.layer.plane.dense_grad_weight(grad, numbers(), weight)
+        return self.layer.dense_grad_weight(grad, numbers(), weight)
 
     def _way(self, layer: SpikeLayer, of: Pass) -> Way:
         share = count(self.bits.words, self.take) / layer.geometry.neurons
@@ -125,12 +129,13 @@ class StageLayers:
         """The gradient of the spikes, summed over the layers; anything finite where it counts for nothing."""
         total: Tensor | None = None
         mask = self._bits.mask
-        open_share = None if mask is None else self._share(mask)
         for at, layer in enumerate(self._layers):
-            shares = {Way.EVENTS: share_of_values(grads[at])}
-            if open_share is not None:
-                shares[Way.MASKED] = open_share
-            way = self._way(at, Pass.INPUT_GRADIENT, shares)
+            way = Way.DENSE
+            if not is_dense(layer, self._kernels):
+                shares = {Way.EVENTS: share_of_values(grads[at])}
+                if mask is not None:
+                    shares[Way.MASKED] = self._share(mask)
+                way = self._way(at, Pass.INPUT_GRADIENT, shares)
             value = layer.grad_input(way, grads[at], mask, self._weights[at][0], self._scratch(at))
             total = value if total is None else total.add_(value)
         return total

@@ -11,9 +11,9 @@ from compiler.ir.ops import AvgPool2d
 
 COSTS = LayerCosts(
     {
-        (Pass.FORWARD, Way.DENSE): Cost(base=24.0),
-        (Pass.FORWARD, Way.LOOKUP): Cost(base=10.0),
-        (Pass.FORWARD, Way.EVENTS): Cost(base=2.0, slope=50.0),
+        (Pass.FORWARD, Way.DENSE): Cost(((0.0, 24.0),)),
+        (Pass.FORWARD, Way.LOOKUP): Cost(((0.0, 10.0),)),
+        (Pass.FORWARD, Way.EVENTS): Cost(((0.0, 2.0), (2.0, 102.0))),
     }
 )
 ALL = (Way.LOOKUP, Way.EVENTS)
