@@ -16,6 +16,8 @@ class Source:
 
 CONTENDERS = {
     "spikec": Source("fused", "fused", True),
+    "spikec_kept": Source("fused", "kept", True),
+    "spikec_dense": Source("fused", "dense", True),
     "vanilla time-merged": Source("vanilla", "time_merged", True),
     "vanilla time-outer": Source("vanilla", "time_outer", False),
     "vanilla checkpoint": Source("vanilla", "checkpointed", True),
@@ -25,4 +27,5 @@ CONTENDERS = {
     "snntorch": Source("snntorch", "user_loop", False),
     "norse": Source("norse", "sequential_state", False),
 }
+OWN = ("spikec", "spikec_kept", "spikec_dense")  # the latter two are ablations
 HIDES_SAVED = ("spikingjelly memopt",)  # what it keeps lies in closures, out of sight of autograd's hooks

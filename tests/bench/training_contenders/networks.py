@@ -24,14 +24,23 @@ class Network:
     notation: str
     input_shape: tuple[int, int, int]
     batch: int
+    train_epochs: int  # unless told otherwise, where the network is trained first
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Of the layers with neurons, in order, as the notation has them."""
+        return [word for word in self.notation.split("-") if not word.startswith("AP")]
 
 
 NETWORKS = {
     "cifar": Network(
-        notation="64C3-128C3-AP2-256C3-256C3-AP2-512C3-512C3-512FC-512FC-10FC", input_shape=(3, 32, 32), batch=4
+        notation="64C3-128C3-AP2-256C3-256C3-AP2-512C3-512C3-512FC-512FC-10FC",
+        input_shape=(3, 32, 32),
+        batch=4,
+        train_epochs=2,
     ),
-    "small": Network(notation="32C3-64C3-AP2-128C3-AP2-256FC-10FC", input_shape=(3, 32, 32), batch=16),
-    "tiny": Network(notation="8C3-AP2-16FC-10FC", input_shape=(3, 8, 8), batch=2),
+    "small": Network(notation="32C3-64C3-AP2-128C3-AP2-256FC-10FC", input_shape=(3, 32, 32), batch=16, train_epochs=6),
+    "tiny": Network(notation="8C3-AP2-16FC-10FC", input_shape=(3, 8, 8), batch=2, train_epochs=3),
 }
 
 

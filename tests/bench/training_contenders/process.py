@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 from tests.bench.training_contenders.setting import MissingContenderError, Setting
 
@@ -55,6 +56,7 @@ class Process:
             answer = self._receive()
             if "missing" in answer:
                 raise MissingContenderError(str(answer["missing"]))
+            self.output_spikes = cast("int | None", answer["output_spikes"])  # see `Training.output_spikes`
         except BaseException:
             self.close()
             raise

@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from tests.bench.training_contenders.images import coded
 from tests.bench.training_contenders.names import CONTENDERS
 from tests.bench.training_contenders.networks import NETWORKS, SEED, Network, initialise
+from tests.bench.training_contenders.weights import load_batch, load_weights
 
 CLASSES = 10
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,6 +33,7 @@ class Setting:
     input: str  # "fresh" or "repeated"
     layout: str  # "contiguous" or "channels_last"
     threads: int
+    trained: str = ""  # file of weights and images; "" for fresh weights and random numbers
 
     @property
     def shape(self) -> Network:
@@ -47,15 +50,21 @@ class Setting:
     def prepared(self, model: Model) -> Model:
         """The model with the benchmark's weights, in this setting's layout, in training mode."""
         initialise(model)
+        if self.trained:
+            load_weights(model, self.trained)
         # memory_format is missing from the annotations of nn.Module.to
         return model.to(memory_format=self.memory_format).train()  # type: ignore[call-overload, no-any-return]
 
     def merged(self) -> Tensor:
         """One image (N, C, H, W) if it is repeated, else a fresh one at each time step, (T * N, C, H, W)."""
-        count = self.shape.batch * (1 if self.repeated else self.timesteps)
         generator = torch.Generator().manual_seed(SEED)
-        images = torch.rand((count, *self.shape.input_shape), generator=generator)
-        return images.to(memory_format=self.memory_format)
+        if self.trained:
+            images = load_batch(self.trained).images
+            values = images if self.repeated else coded(images, self.timesteps, generator)
+        else:
+            count = self.shape.batch * (1 if self.repeated else self.timesteps)
+            values = torch.rand((count, *self.shape.input_shape), generator=generator)
+        return values.to(memory_format=self.memory_format)
 
     def sequence(self) -> Tensor:
         """The same values as (T, N, C, H, W), each step in this setting's layout; an image stays one."""
@@ -63,6 +72,8 @@ class Setting:
         return merged if self.repeated else merged.unflatten(0, (self.timesteps, -1))
 
     def labels(self) -> Tensor:
+        if self.trained:
+            return load_batch(self.trained).labels
         return torch.arange(self.shape.batch) % CLASSES
 
     def build(self) -> tuple[nn.Module, Tensor]:

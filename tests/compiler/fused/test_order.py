@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.fused import order as order_module
+from compiler.fused.cache_file import CacheFileWarning
 from compiler.fused.order import (
     LayerShape,
     Layout,
@@ -28,7 +29,6 @@ from compiler.fused.order import (
     this_machine,
     torch_trial,
 )
-from compiler.fused.cache_file import CacheFileWarning
 from compiler.fused.order_cache import OrderCache, best_order
 from compiler.fused.stages import plan_stages
 from compiler.ir.ops import Conv2d
