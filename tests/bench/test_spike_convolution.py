@@ -89,6 +89,13 @@ def test_only_what_is_asked_for(one_thread: None) -> None:
     assert set(str(step["kernel"]).split(" + ")) <= {"events", "dense"}
 
 
+@pytest.fixture
+def few_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are enough for a layer to count."""
+    monkeypatch.setattr("tests.bench.spike_kernels.zoo_layers.SMALLEST", 1 << 22)
+
+
+@pytest.mark.usefixtures("few_multiplications")
 def test_rows_of_choices(one_thread: None) -> None:
     options = ["--never-slower", "--networks", "digits-conv,digits-fc", "--densities", "0,1", "--rounds", "6"]
     about, rows = spike_convolution.run(spike_convolution.parsed([*options, "--malloc", "default"]))
@@ -106,6 +113,7 @@ def test_rows_of_choices(one_thread: None) -> None:
     assert spike_convolution.summary(rows).startswith("7 rows, ")
 
 
+@pytest.mark.usefixtures("few_multiplications")
 def test_equal_layers_of_the_zoo_are_one() -> None:
     found = zoo_layers(["digits-conv", "digits-attack", "digits-events"], timesteps=10, batch=2)
     assert list(found.by_layer.values()) == [
