@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spikec.attack.network import Attacked, attack_network
     from spikec.fusing import fuse
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 _HOMES = {
     "Attacked": "spikec.attack.network",

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from compiler.fused.order import LoopOrder
 from compiler.fused.plan import Part, Plan, Stage, Step, TorchStep
 from compiler.fused.population import Norm, Population
+from compiler.fused.spikes.costs import SpikeKernels
+from compiler.fused.spikes.counts import counts_of
+from compiler.fused.spikes.eligible import kernels_of
+from compiler.fused.spikes.geometry import BITS as WORD_BITS
 from compiler.ir import TensorType
 from compiler.ir.fields import class_word
 from compiler.ir.lexer import bare_or_quoted
@@ -20,48 +24,97 @@ INDEX_BITS = 64  # of the places that torch's maximum pooling keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """How a network is trained: on which kernels layers read spikes, and whether their results are computed again."""
+
+    kernels: SpikeKernels = SpikeKernels.OFF
+    recompute: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A value that a step keeps for its backward pass: as f32, one bit for each spike, or places of maxima."""
+    """A value that a step keeps for its backward pass.
+
+    format: f32, bits of spikes or of counts, a mask of the places where gradients count, or places of maxima.
+    """
 
     value: str
     format: str
     bytes_per_sample: int
 
 
-def kept_values(plan: Plan, step: Step) -> tuple[Kept, ...]:
+def kept_values(plan: Plan, step: Step, keeping: Keeping | None = None) -> tuple[Kept, ...]:
     """What a step keeps; two steps that keep one value as f32 share its memory.
+
+    keeping: None for layers on dense kernels alone.
 
     A batch norm's moments, three numbers for each channel whatever the batch, are not among them. Li and Readout
     are torch's to differentiate and not counted.
     """
+    given = keeping or Keeping()
     if isinstance(step, Stage):
-        return (_kept(plan, step.source, *(("bits", 1) if step.packed else ("f32", F32_BITS))),)
+        source = () if step.source in _computed_again(plan, given) else (_source(plan, step),)
+        return (*source, *_bits(plan, step, given.kernels))
     node = step.node
     if not isinstance(node.op, Conv2d | Linear | BatchNorm | AvgPool2d | MaxPool2d):
         return ()
-    source = _kept(plan, node.inputs[0], "f32", F32_BITS)
-    return (source, _kept(plan, node.name, "places", INDEX_BITS)) if isinstance(node.op, MaxPool2d) else (source,)
+    taken = _kept(plan, node.inputs[0], "f32", F32_BITS)
+    return (taken, _kept(plan, node.name, "places", INDEX_BITS)) if isinstance(node.op, MaxPool2d) else (taken,)
 
 
-def kept_bytes_per_sample(plan: Plan) -> int:
+def _source(plan: Plan, stage: Stage) -> Kept:
+    return _kept(plan, stage.source, *(("bits", 1) if stage.packed else ("f32", F32_BITS)))
+
+
+def _bits(plan: Plan, stage: Stage, kernels: SpikeKernels) -> Iterator[Kept]:
+    """Of the spikes, or of counts; each pixel's bits fill whole words."""
+    if kernels_of(plan, stage, kernels) is SpikeKernels.OFF:
+        return
+    result, last = stage.results[-1], stage.parts[-1]
+    assert isinstance(last, Population)
+    counts, kind = counts_of(last), plan.graph.types[result]
+    pixels = math.prod(kind.size(axis) for axis in kind.axes if axis not in ("N", "C"))
+    plane = pixels * -(-kind.size("C") // WORD_BITS) * WORD_BITS // 8
+    planes, form = (1, "bits") if counts is None else (counts.planes, f"{counts.planes} bits of counts")
+    yield Kept(value=result, format=form, bytes_per_sample=planes * plane)
+    if last.masked:
+        yield Kept(value=result, format="a mask", bytes_per_sample=plane)
+
+
+def _computed_again(plan: Plan, keeping: Keeping) -> set[str]:
+    """Results of layers that are not kept."""
+    if not keeping.recompute:
+        return set()
+    return {
+        node.name
+        for step in plan.steps
+        if isinstance(step, Stage)
+        and kernels_of(plan, step, keeping.kernels) is not SpikeKernels.OFF
+        and counts_of(step.parts[-1]) is None
+        for node in step.linears
+    }
+
+
+def kept_bytes_per_sample(plan: Plan, keeping: Keeping | None = None) -> int:
     """Of all steps, a value that several keep counted once."""
-    return sum(kept.bytes_per_sample for kept in {kept for step in plan.steps for kept in kept_values(plan, step)})
+    every = {kept for step in plan.steps for kept in kept_values(plan, step, keeping)}
+    return sum(kept.bytes_per_sample for kept in every)
 
 
-def plan_text(plan: Plan, orders: Mapping[str, LoopOrder] | None = None) -> str:
+def plan_text(plan: Plan, orders: Mapping[str, LoopOrder] | None = None, keeping: Keeping | None = None) -> str:
     """The plan, step by step: what it takes, its parts, its layers, what it keeps.
 
-    orders: by layer, its loop order where one was chosen.
+    orders: by layer, its loop order where one was chosen. keeping: None for layers on dense kernels alone.
     """
     seen: set[Kept] = set()
     lines = [f"plan {json.dumps(plan.network)}, {plan.timesteps} time steps {{"]
     for step in plan.steps:
         body = _stage(plan, step, orders or {}) if isinstance(step, Stage) else _torch(plan, step)
-        kept = kept_values(plan, step)
+        kept = kept_values(plan, step, keeping)
         notes = [f"; keep {_kept_text(value, again=value in seen)}" for value in kept]
         seen.update(kept)
         lines.append("  " + body + "".join(notes))
-    total = f"{kept_bytes_per_sample(plan):,}"
+    total = f"{kept_bytes_per_sample(plan, keeping):,}"
     return "\n".join((*lines, f"  return {_name(plan.output)}", f"}} keeps {total} bytes for each sample\n"))
 
 

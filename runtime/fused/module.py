@@ -19,7 +19,7 @@ from compiler.fused.plan import Plan, Stage, Step, TorchStep
 from compiler.fused.program import buffer_names, parameter_names, stage_program
 from compiler.fused.spikes.costs import SpikeKernels
 from compiler.fused.spikes.eligible import kernels_of
-from compiler.fused.text import plan_text
+from compiler.fused.text import Keeping, plan_text
 from compiler.ir import Param
 from compiler.ir.graph import Node
 from compiler.ir.ops import BatchNorm
@@ -134,7 +134,7 @@ class FusedModule(nn.Module):
 
     def describe(self) -> str:
         """The plan as text: stages, what each keeps for the backward pass, loop orders."""
-        return plan_text(self._plan, self._orders)
+        return plan_text(self._plan, self._orders, Keeping(kernels=self._kernels, recompute=self._recompute))
 
     def explain(self) -> str:
         """Which kernels the layers with spike input took in the last step, at which densities, and measured costs."""

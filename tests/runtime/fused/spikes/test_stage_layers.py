@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -252,6 +254,17 @@ def test_bits_take_a_sixteenth_of_the_spikes_beside_the_layers_results() -> None
     )
     pixels = T * SAMPLES * 8 * 8
     assert on - off == pixels * 2 * 2 * 4
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("make", [Branches, averages], ids=["branches", "averages"])
+def test_plans_say_what_autograd_keeps(make: Callable[[], nn.Module], recompute: bool) -> None:
+    torch.manual_seed(1)
+    x = batch() if make is Branches else uneven_maps()
+    fused = spikec.fuse(make(), x, T, spike_kernels="events", recompute=recompute)
+    told = re.search(r"keeps ([0-9,]+) bytes for each sample", fused.describe())
+    assert told is not None
+    assert kept_bytes(fused, x) == int(told[1].replace(",", "")) * SAMPLES
 
 
 def test_small_layers_stay_with_the_dense_kernels() -> None:
