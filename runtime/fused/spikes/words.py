@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from runtime.fused.spikes.launch import Take, threads_wanted
 
 _PART = 1 << 16  # values that a thread treats at once, about: what a call of TVM costs is a hundredth of that
 _PART_WORDS = 1 << 13
+_FEW_WORDS = 1 << 13  # that NumPy counts before a kernel has been called
 _NO_SPIKES = "the input holds values beside 0 and 1, but the network was fused for spikes"
 
 
@@ -51,6 +53,8 @@ def expand(geometry: Geometry, words: Tensor, x: Tensor) -> None:
 
 def count(words: Tensor, take: Take) -> int:
     """The number of ones in contiguous words of any shape."""
+    if words.numel() < _FEW_WORDS:
+        return int(np.bitwise_count(words.numpy().view(np.uint32)).sum())
     sums = take("word sums", (_parts(words.numel(), _PART_WORDS), 2), torch.int64)
     kernel = _compiled(WordName.COUNT, torch.float32, BITS, threads_wanted(words.nbytes))
     kernel(words.view(-1), sums)
