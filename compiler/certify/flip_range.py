@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from compiler.attack.methods import Method as AttackMethod
 from compiler.attack.methods import Refinement, attack_with
-from compiler.attack.settings import Case, Outcome, Settings, Status
+from compiler.attack.settings import Case, Settings, Status
 from compiler.attack.victim import Victim
 from compiler.certify.cascade import Cascade, certify
-from compiler.certify.exact import Effort, Floats
+from compiler.certify.exact import Effort, Floats, Goal, batch_of
 from compiler.certify.input_sets import L0Ball
+from compiler.certify.integer_network import lower
 from compiler.certify.minimum_flips import MinimumFlips, minimum_flips
 from compiler.certify.verdicts import Answer, Arithmetic, Method
 from compiler.ir import Graph
@@ -23,7 +25,8 @@ BOUNDS = (Method.IBP, Method.HULL, Method.BACKWARD)
 class FlipRange:
     """Of one sample, with certified < least.lower <= least.flips <= attack wherever they are known.
 
-    certified: the most flips that bounds alone prove harmless; None where the clean input is told wrongly.
+    certified: the most flips that bounds alone prove harmless, in the effort's seconds once more; None where the clean
+        input is told wrongly, in integers.
     least: the least number that changes the decision.
     attack: flips of the best example of an attack without proofs; None where it found none.
     """
@@ -45,28 +48,48 @@ def flip_range(
     Shapes: clean as one sample of the input without N.
     Raises: CompileError as `minimum_flips`.
     """
-    outcome = _attacked(graph, Case(sample=sample, x=clean, label=label), seed)
-    example = outcome.adversarial if outcome.status is Status.SUCCESS else None
+    given = effort or Effort()
+    example = _attacked(graph, Case(sample=sample, x=clean, label=label), seed)
+    least = minimum_flips(graph, clean, label, known=example, effort=given)
+    if least.flips == 0:
+        return FlipRange(certified=None, least=least, attack=None)
     return FlipRange(
-        certified=None if outcome.status is Status.CLEAN_ERROR else _certified(graph, clean, label, sample),
-        least=minimum_flips(graph, clean, label, known=example, effort=effort),
-        attack=None if example is None else outcome.perturbation.l0,
+        certified=_certified(graph, clean, label, sample, time.monotonic() + given.seconds),
+        least=least,
+        attack=None if example is None else int((example != clean).sum()),
     )
 
 
-def _attacked(graph: Graph, case: Case, seed: int) -> Outcome:
+def _attacked(graph: Graph, case: Case, seed: int) -> Floats | None:
+    """An input that integers too tell as another class than the label alone."""
     victim = Victim(graph, loss=Loss.CROSS_ENTROPY)
     (outcome,) = attack_with(AttackMethod.SPARSE, victim, [case], Settings(seed=seed), Refinement.GREEDY)
-    return outcome
+    if outcome.status is not Status.SUCCESS:
+        return None
+    network = lower(graph)
+    is_hit = Goal(label=case.label).is_hit(network, batch_of(network, outcome.adversarial))[0]
+    return outcome.adversarial if is_hit else None
 
 
-def _certified(graph: Graph, clean: Floats, label: int, sample: int) -> int:
-    """A larger ball is never easier, so that the first one that is not proved ends it."""
-    cascade = Cascade(methods=BOUNDS)
+def _certified(graph: Graph, clean: Floats, label: int, sample: int, ends: float) -> int:
+    """The most flips proved harmless by then: more and more until that fails, and then between.
+
+    A larger ball is never easier.
+    """
     every = int(L0Ball(clean=clean, k=0).free.sum())
-    for k in range(1, every + 1):
-        ball = L0Ball(clean=clean, k=k)
-        (verdict,) = certify(graph, [ball], [label], cascade=cascade, arithmetic=Arithmetic.INTEGERS, samples=[sample])
-        if verdict.answer is not Answer.ROBUST:
-            return k - 1
-    return every
+    proved, failed = 0, every + 1
+    while failed - proved > 1 and time.monotonic() < ends:
+        k = min(max(1, 2 * proved), every) if failed > every else (proved + failed) // 2
+        if _is_proved(graph, clean, label, sample, k):
+            proved = k
+        else:
+            failed = k
+    return proved
+
+
+def _is_proved(graph: Graph, clean: Floats, label: int, sample: int, k: int) -> bool:
+    ball = L0Ball(clean=clean, k=k)
+    (verdict,) = certify(
+        graph, [ball], [label], cascade=Cascade(methods=BOUNDS), arithmetic=Arithmetic.INTEGERS, samples=[sample]
+    )
+    return verdict.answer is Answer.ROBUST

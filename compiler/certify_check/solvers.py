@@ -44,12 +44,16 @@ def solution(formulas: Formulas, ends: float) -> tuple[Solution | None, str]:
     raise Undecided
 
 
+_LONGEST_S = 4e6  # that Z3 can be told, in milliseconds of 32 bits
+
+
 def by_z3(formulas: Formulas, seconds: float) -> Solution | None:
     """Z3's answer. Raises: Undecided; ModuleNotFoundError where it is not installed."""
     import z3
 
     solver = z3.Solver()
-    solver.set("timeout", max(1, int(seconds * 1000)))
+    if seconds < _LONGEST_S:
+        solver.set("timeout", max(1, int(seconds * 1000)))
     handles = []
     for number, (lower, upper) in enumerate(formulas.bounds):
         if (lower, upper) == (0, 1):

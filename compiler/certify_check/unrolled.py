@@ -173,8 +173,11 @@ class Unrolled:
 
     def _since(self, name: str, layer: Neurons, at: tuple[int, int, int]) -> Expression:
         """The potential at a step if the last hard reset was at another: from there on it is linear in spikes."""
+        last, step, element = at
+        for earlier in range(last + 1, step):  # in order, since a long train would recurse too deep
+            if (name, last, earlier, element) not in self.potentials:
+                self._since(name, layer, (last, earlier, element))
         if (name, *at) not in self.potentials:
-            last, step, element = at
             op, (source,) = layer.op, self.known.graph.node(name).inputs
             decay, scale, leak, threshold, start = (
                 Fraction(float(numbers[element]))

@@ -243,7 +243,9 @@ class NeuronsRun(Neurons):
         if self.norming.all_reduce is not None and self.population.norm is Norm.BATCH:
             everywhere = own.clone()
             self.norming.all_reduce(everywhere)
-        grads = [torch.empty(channels), torch.empty(channels)]  # they leave us as the parameters' gradients
+        grads = [
+            torch.empty(channels, dtype=torch.float32) for _ in range(2)
+        ]  # they leave us as the parameters' gradients
         arguments = (own, everywhere, table.reciprocal, self.number("input_scale"), table.rows[0], *grads)
         self._kernels(FinishName.GRADIENTS, *arguments, table.count)
         return grads[0], grads[1]

@@ -134,13 +134,14 @@ def stage_backward(
     x of a packed stage is its bits, and empty where it is computed again; shape: x's own. bits: words and mask of the
     spikes, if they are kept so.
     """
-    if _PROGRAMS[program].packed:
-        x = expand(x, shape, grads[0].dtype, arena_of(arena), name)
-    elif source:
-        x = layer_again(_PROGRAMS[source_program], source_layer, source, arena_of(arena), name)
-    run = _run(x, parameters, buffers, program, name, arena, training, group)
-    kept = SpikeBits(bits[0], bits[1] if len(bits) > 1 else None) if bits else None
-    found = run.backward(grads, moments, kept, need_x=need_x, need=need)
+    with torch.autocast(grads[0].device.type, enabled=False):  # as in the forward pass
+        if _PROGRAMS[program].packed:
+            x = expand(x, shape, grads[0].dtype, arena_of(arena), name)
+        elif source:
+            x = layer_again(_PROGRAMS[source_program], source_layer, source, arena_of(arena), name)
+        run = _run(x, parameters, buffers, program, name, arena, training, group)
+        kept = SpikeBits(bits[0], bits[1] if len(bits) > 1 else None) if bits else None
+        found = run.backward(grads, moments, kept, need_x=need_x, need=need)
     return [value for value in _wanted(found, need) if value is not None]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compiler.certify.exact import Effort
 from frontends.datasets import Split, load
+from hwmodel.errors import CompileError, Loc
 from spikec.attack.results import Source
 from spikec.certify.cases import Choice, chosen_cases
 from spikec.certify.flips import FlipFile, FlipRecord, FlipStudy, flip_header, run_flips, summary_of
@@ -39,6 +40,8 @@ def run_flips_command(request: FlipsRequest, *, as_json: bool) -> int:
     Raises: CompileError for bad input, before anything is written.
     """
     start = time.perf_counter()
+    if not request.effort.seconds > 0:
+        raise CompileError(f"is {request.effort.seconds:g}, must be positive", Loc("--seconds"))
     if request.output is not None:
         check_place(request.output)
     samples = load(request.source.data, split=Split.TEST)

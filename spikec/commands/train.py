@@ -21,6 +21,7 @@ from frontends.robust.trainer import RobustTrainer
 from frontends.torch_training import TorchTrainer
 from hwmodel.config import load_config
 from hwmodel.errors import CompileError, Loc
+from runtime.fused.spikes.explain import Explained
 from spikec.commands.talk import Bar, print_json, print_table, progress_bar
 from spikec.models import load_model
 from spikec.training.checkpoint import CheckpointFile, Identity
@@ -159,6 +160,7 @@ def _train(request: TrainRequest, processes: Processes | None, *, as_json: bool)
         return 0
     if request.output is not None:
         save_graph(trainer.graph(), request.output)
+    explained = _explained(request, trainer)
     report = _report(run, trainer, history, str(batch_norm))
     facts: FusedFacts | RobustFacts | None = None
     if request.backend is Backend.FUSED:
@@ -166,15 +168,21 @@ def _train(request: TrainRequest, processes: Processes | None, *, as_json: bool)
     elif request.robust is not None:
         facts = robust_facts(request.robust, trainer.graph(), run.test)
     report = replace(report, seconds_training=seconds_training, seconds=time.perf_counter() - start)
-    kernels = trainer if request.explain and isinstance(trainer, FusedTrainer) else None
     if as_json:
-        more = {} if kernels is None else {"spike_kernels": [asdict(row) for row in kernels.explained()]}
+        more = {} if explained is None else {"spike_kernels": [asdict(row) for row in explained[0]]}
         print_json({**asdict(report), **(asdict(facts) if facts is not None else {}), **more})
     else:
         _show(report, facts)
-        if kernels is not None:
-            print(kernels.explanation())
+        if explained is not None:
+            print(explained[1])
     return CHECK_FAILED if report.bit_exact_vs_golden is False else 0
+
+
+def _explained(request: TrainRequest, trainer: Trainer) -> tuple[list[Explained], str] | None:
+    """What the last step of training chose, before any prediction; None if nobody asks."""
+    if not request.explain or not isinstance(trainer, FusedTrainer):
+        return None
+    return trainer.explained(), trainer.explanation()
 
 
 def _prepared(request: TrainRequest, processes: Processes | None) -> tuple[_Run, BatchNorms]:

@@ -93,6 +93,14 @@ class LayerCosts:
                 best, least = way, seconds
         return best
 
+    def scaled(self, factor: float) -> LayerCosts:
+        """Of a batch so many times as large."""
+        if factor == 1.0:
+            return self
+        return LayerCosts(
+            {key: Cost(tuple((share, factor * s) for share, s in cost.points)) for key, cost in self.costs.items()}
+        )
+
     def ways(self, of: Pass) -> tuple[Way, ...]:
         """Those that compute a pass."""
         return tuple(way for way in WAYS[of] if (of, way) in self.costs)
@@ -107,7 +115,7 @@ class CostCache(CacheFile[LayerCosts]):
     """The file of measured costs."""
 
     file_name: ClassVar[str] = "spike_costs.json"
-    format: ClassVar[int] = 2
+    format: ClassVar[int] = 3
     entries: ClassVar[str] = "measured costs"
 
     def parsed(self, value: object) -> LayerCosts:
@@ -120,9 +128,9 @@ class CostCache(CacheFile[LayerCosts]):
             if not measured or not all(0 <= number < math.inf for point in measured.items() for number in point):
                 raise ValueError(f"{name} costs {numbers!r}")
             found[Pass(of), Way(way)] = Cost.of(measured)
-        missing = [of for of in Pass if (of, Way.DENSE) not in found]
-        if missing:
-            raise ValueError(f"no dense cost of {missing[0]}")
+        missing = [of for of, _ in found if (of, Way.DENSE) not in found]
+        if missing or not found:
+            raise ValueError(f"no dense cost of {missing[0] if missing else 'any pass'}")
         return LayerCosts(found)
 
     def written(self, entry: LayerCosts) -> object:

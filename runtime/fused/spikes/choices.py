@@ -60,7 +60,7 @@ def choose(
     """
     costs = None
     if kernels is SpikeKernels.MEASURED:
-        costs = costs_of(layer)
+        costs = costs_of(layer, of)
         way = costs.choose(of, shares)
     else:
         way = _forced(layer, of, shares, kernels)
@@ -88,7 +88,7 @@ def choose_planes(
         wanted = Planes(0 if kernels is SpikeKernels.EVENTS else len(shares), len(shares))
         planes = wanted if wanted.way in ways else None
     else:
-        costs = costs_of(layer)
+        costs = costs_of(layer, of)
         planes = deal(costs, of, shares, ways)
     _CHOICES.setdefault(arena, {})[*key, of] = Choice(
         layer=layer, way=Way.DENSE if planes is None else planes.way, shares={Way.EVENTS: sum(shares)},

@@ -50,7 +50,7 @@ def explanation(arena: Arena) -> str:
     """As text, a line for each pass."""
     rows = explained(arena)
     if not rows:
-        return "no layer with spike input is large enough for kernels of its own"
+        return "no layer chose a kernel: none that reads spikes in f32 on a CPU is large enough"
     lines = []
     for row in rows:
         shares = ", ".join(f"{100 * share:.1f} % {_WHAT[row.of, way]}" for way, share in row.shares.items())

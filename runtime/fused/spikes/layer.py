@@ -92,17 +92,18 @@ class SpikeLayer:
             return onto
         if way is Way.DENSE:
             return layer_forward(self.layer, self.spikes(words, take), weight, bias)
-        y = torch.empty(geometry.images, geometry.out_height, geometry.out_width, geometry.out_channels)
+        rows = self._new_rows()
         run = events_module.forward_events if way is Way.EVENTS else lookup_module.forward_lut
-        run(geometry, words, self._weight(weight), bias, y, take)
-        return self._rows(y)
+        own_bias = None if bias is None else bias.contiguous()
+        run(geometry, words, self._weight(weight), own_bias, self._maps(rows), take)
+        return rows
 
     def grad_weight(self, way: Way, words: Tensor, grad: Tensor, weight: Tensor, take: Take) -> Tensor:
         """The gradient of the weight, of which only the shape counts."""
         if way is Way.DENSE:
             return self.dense_grad_weight(grad, self.spikes(words, take), weight)
         geometry = self.geometry
-        made = torch.empty(geometry.out_channels, *geometry.kernel, geometry.group_channels)
+        made = torch.empty(geometry.out_channels, *geometry.kernel, geometry.group_channels, dtype=torch.float32)
         run = weight_events_module.weight_events if way is Way.EVENTS else weight_lookup_module.weight_lut
         run(geometry, words, self._maps(grad), made, take)
         return (
@@ -120,16 +121,25 @@ class SpikeLayer:
         geometry = self.geometry
         shape = (geometry.images, geometry.height, geometry.width, geometry.channels)
         if way is Way.DENSE:
-            like = torch.empty(()).expand(shape).permute(0, 3, 1, 2)
-            x = like if self.layer.convolution else torch.empty(()).expand(geometry.width, geometry.channels)
+            like = torch.empty((), dtype=torch.float32).expand(shape).permute(0, 3, 1, 2)
+            x = (
+                like
+                if self.layer.convolution
+                else torch.empty((), dtype=torch.float32).expand(geometry.width, geometry.channels)
+            )
             return layer_grad_input(self.layer, grad, x, weight)
-        grad_x = torch.empty(shape)
+        grad_x = torch.empty(shape, dtype=torch.float32)
         run = input_events_module.input_events if way is Way.EVENTS else masked_module.input_masked
         run(geometry, self._maps(grad), self._weight(weight), mask, grad_x, take)
         return grad_x.permute(0, 3, 1, 2) if self.layer.convolution else grad_x.view(geometry.width, geometry.channels)
 
-    def _rows(self, y: Tensor) -> Tensor:
-        return y.permute(0, 3, 1, 2) if self.layer.convolution else y.view(y.shape[2:])
+    def _new_rows(self) -> Tensor:
+        """Memory for the result that is no view: autograd lets nobody change views that an op returns."""
+        geometry = self.geometry
+        if not self.layer.convolution:
+            return torch.empty(geometry.width, geometry.out_channels, dtype=torch.float32)
+        shape = (geometry.images, geometry.out_channels, geometry.out_height, geometry.out_width)
+        return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
 
     def _maps(self, grad: Tensor) -> Tensor:
         if not self.layer.convolution:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -28,47 +28,69 @@ _ROUNDS = 3, 11  # at least and at most
 _SECONDS = 0.03  # of all calls of a way, where the rounds allow it
 
 BitLayer = SpikeLayer | CountsLayer
-Key = tuple[BitLayer, int]
+Key = tuple[BitLayer, Pass, int]
 Run = tuple[Way, float]  # way, share
 _FOUND: dict[Key, LayerCosts] = {}
 
 
-def costs_of(layer: BitLayer) -> LayerCosts:
-    """As kept in memory or in the cache folder, or else measured and kept."""
-    key = (layer, torch.get_num_threads())
+def costs_of(layer: BitLayer, of: Pass) -> LayerCosts:
+    """Of one pass: as kept in memory or in the cache folder, or else measured and kept.
+
+    Measured are batches whose rows are a power of two; those of others are taken to be the nearest one's by the row.
+    """
+    rows = _rows(layer)
+    near = 1 << max(0, round(math.log2(rows)))
+    own = _with_rows(layer, near)
+    key = (own, of, torch.get_num_threads())
     if key not in _FOUND:
-        cache, name = CostCache(cache_folder()), cache_key(layer)
+        cache, name = CostCache(cache_folder()), cache_key(own, of)
         costs = cache.find(name)
         if costs is None:
-            costs = measure(layer)
+            costs = measure(own, of)
             cache.keep(name, costs)
         _FOUND[key] = costs
-    return _FOUND[key]
+    return _FOUND[key].scaled(rows / near)
 
 
-def cache_key(layer: BitLayer) -> str:
-    """What costs depend on: CPU, threads, torch, the layer and its batch."""
+def cache_key(layer: BitLayer, of: Pass) -> str:
+    """What costs depend on: CPU, threads, torch, the layer and its batch, the pass."""
     sizes = " ".join(
         f"{item.name}={value}" for item, value in zip(fields(Geometry), astuple(layer.geometry), strict=True)
     )
     rows = f"rows_per_call={layer.layer.rows_per_call}"
     pixels = f" averages of {layer.counts.pixels}" if isinstance(layer, CountsLayer) else ""
-    return f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {sizes} {rows}{pixels}"
+    return f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {sizes} {rows}{pixels}, {of}"
 
 
-def measure(layer: BitLayer, *, clock: Callable[[], float] = time.perf_counter) -> LayerCosts:
+def _rows(layer: BitLayer) -> int:
+    """Time steps and samples together."""
+    return layer.geometry.images if layer.layer.convolution else layer.geometry.width
+
+
+def _with_rows(layer: BitLayer, rows: int) -> BitLayer:
+    if isinstance(layer, CountsLayer):
+        return CountsLayer(_spikes_with_rows(layer.plane, rows), layer.counts)
+    return _spikes_with_rows(layer, rows)
+
+
+def _spikes_with_rows(layer: SpikeLayer, rows: int) -> SpikeLayer:
+    geometry = layer.geometry
+    of_rows = replace(geometry, images=rows) if layer.layer.convolution else replace(geometry, width=rows)
+    return SpikeLayer(layer.layer, of_rows)
+
+
+def measure(layer: BitLayer, of: Pass, *, clock: Callable[[], float] = time.perf_counter) -> LayerCosts:
     """The least of some calls, all ways of a pass in turn, after one that counts for nothing.
 
     The dense ways have their input as numbers, since neurons give it in that form in the same time.
     """
-    costs: dict[tuple[Pass, Way], Cost] = {}
     trial = _Trial.of(layer)
-    for of in Pass:
-        runs = {(way, share): trial.call(of, way, share) for way, share in _asked(layer, of)}
-        least = _least(runs, clock)
-        for way in dict.fromkeys(way for way, _ in runs):
-            costs[of, way] = Cost.of({share: seconds for (own, share), seconds in least.items() if own is way})
-    return LayerCosts(costs)
+    with torch.no_grad():
+        least = _least({(way, share): trial.call(of, way, share) for way, share in _asked(layer, of)}, clock)
+    ways = dict.fromkeys(way for way, _ in least)
+    return LayerCosts(
+        {(of, way): Cost.of({share: seconds for (own, share), seconds in least.items() if own is way}) for way in ways}
+    )
 
 
 def _least(runs: Mapping[Run, Callable[[], object]], clock: Callable[[], float]) -> dict[Run, float]:
@@ -110,7 +132,8 @@ class _Trial:
     @classmethod
     def of(cls, layer: BitLayer) -> _Trial:
         geometry, random = layer.geometry, torch.Generator().manual_seed(0)
-        weight = torch.randn(geometry.out_channels, *geometry.kernel, geometry.group_channels, generator=random)
+        sizes = (geometry.out_channels, *geometry.kernel, geometry.group_channels)
+        weight = torch.randn(sizes, generator=random, dtype=torch.float32)
         if layer.layer.convolution:
             return cls(layer, weight.permute(0, 3, 1, 2), random)
         return cls(layer, weight.flatten(1), random)
@@ -152,7 +175,7 @@ class _Trial:
     def _maps(self, share: float) -> Tensor:
         geometry = self.layer.geometry
         shape = (geometry.images, geometry.height, geometry.width, geometry.channels)
-        return (torch.rand(shape, generator=self.random) < share).float()
+        return (torch.rand(shape, generator=self.random, dtype=torch.float32) < share).float()
 
     def _bits(self, share: float) -> Tensor:
         geometry, x = self.layer.geometry, self._maps(share)
@@ -164,7 +187,7 @@ class _Trial:
     def _grad(self, share: float) -> Tensor:
         geometry = self.layer.geometry
         shape = (geometry.images, geometry.out_height, geometry.out_width, geometry.out_channels)
-        grad = torch.randn(shape, generator=self.random)
+        grad = torch.randn(shape, generator=self.random, dtype=torch.float32)
         if share < 1.0:
             grad *= torch.rand(shape, generator=self.random) < share
         return grad.permute(0, 3, 1, 2) if self.layer.layer.convolution else grad.view(shape[2:])

@@ -50,7 +50,8 @@ class _Reader:
 
     def forward(self, weight: Tensor, bias: Tensor | None, numbers: Callable[[], Tensor]) -> Tensor:
         words = self.bits.words
-        if is_dense(self.layer, self.kernels):
+        # spike kernels never meet a weight whose spike is silent: a NaN there must not depend on the way
+        if is_dense(self.layer, self.kernels) or not bool(weight.sum().isfinite()):
             return layer_forward(self.layer.layer, numbers(), weight, bias)
         if isinstance(self.layer, SpikeLayer):
             way = self._way(self.layer, Pass.FORWARD)

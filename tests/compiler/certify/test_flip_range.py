@@ -35,6 +35,13 @@ def test_the_least_flips_of_all_inputs_lie_between_bounds_and_attack(seed: int) 
     assert got.attack is None or got.attack >= least
 
 
+def test_a_tie_in_integers_is_a_clean_error_whatever_f32_says() -> None:
+    """Halves that decay without end round to a spike more in f32 than the integers have."""
+    graph = layer([[0.5, 0.0], [0.0, 2.0]], timesteps=30)
+    got = flip_range(graph, np.ones((30, 2), np.float32), 0)
+    assert (got.certified, got.least.flips, got.attack) == (None, 0, None)
+
+
 def test_bounds_prove_flips_harmless() -> None:
     """Class 0 needs two of its three spikes, so that one flip is harmless, and two make a tie."""
     graph = layer(np.repeat(np.eye(2), 3, 1), threshold=2.0)

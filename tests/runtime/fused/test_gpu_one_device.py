@@ -91,12 +91,13 @@ def run_stage(
     x: Tensor,
     parameters: list[Tensor],
     buffers: list[Tensor],
+    _source: list[Tensor],
     program: int,
     name: str,
     arena: int,
     training: bool,
     group: str,
-    *,
+    *_origin: int,
     synchronised: bool,
 ) -> None:
     def run() -> StageRun:

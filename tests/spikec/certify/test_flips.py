@@ -64,6 +64,7 @@ def test_the_table_names_each_sample() -> None:
     [
         pytest.param(("--set", "l0:k=1"), ("--set", "meaningless with --least-flips"), id="set"),
         pytest.param(("--work", "3"), ("--work", "meaningless with --least-flips"), id="work"),
+        pytest.param(("--seconds", "0"), ("--seconds", "must be positive"), id="seconds"),
         pytest.param(("-o", "none/flips.jsonl"), ("does not exist",), id="folder"),
     ],
 )

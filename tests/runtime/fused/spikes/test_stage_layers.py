@@ -147,7 +147,7 @@ def test_forced_ways_are_taken_and_recorded() -> None:
 def split_planes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where measurements choose, look-ups take one plane and events the others, of layers of any size."""
     costs = LayerCosts({(of, way): Cost(((0.0, 1.0),)) for of in Pass for way in WAYS[of]})
-    monkeypatch.setattr(choices, "costs_of", lambda _: costs)
+    monkeypatch.setattr(choices, "costs_of", lambda _layer, _of: costs)
     monkeypatch.setattr(choices, "deal", lambda _costs, _of, shares, _ways: Planes(1, len(shares)))
     monkeypatch.setattr(choices, "SMALLEST", 0)
     monkeypatch.setattr(eligible, "OF_A_SAMPLE", 0)
@@ -271,6 +271,50 @@ def test_small_layers_stay_with_the_dense_kernels() -> None:
     module = spikec.fuse(chain(), batch(), T)
     gradients(module, batch())
     assert not choices_of(module._arena)
+
+
+@pytest.mark.parametrize("kernels", [SpikeKernels.OFF, *FORCED], ids=str)
+def test_results_may_be_changed_in_place(kernels: SpikeKernels) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 8, 3), LIF(timesteps=T), nn.Conv2d(8, 4, 3))
+    spikec.fuse(module, batch(), T, spike_kernels=kernels)(batch()).div_(T).sum().backward()
+
+
+@pytest.mark.parametrize("kernels", FORCED, ids=str)
+def test_autocast_around_the_backward_pass_changes_nothing(kernels: SpikeKernels) -> None:
+    """Groups of 10 channels, which no spike kernel takes, so that a dense one computes the result again."""
+    torch.manual_seed(1)
+    module = nn.Sequential(
+        nn.Conv2d(2, 20, 3), LIF(timesteps=T), nn.Conv2d(20, 8, 3, groups=2), LIF(timesteps=T), nn.Conv2d(8, 4, 1)
+    )
+    fused, x = spikec.fuse(module, batch(), T, spike_kernels=kernels), batch().requires_grad_()
+    (want,) = torch.autograd.grad(fused(x).sum(), x)
+    y = fused(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (got,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kernels", FORCED, ids=str)
+def test_strided_biases_and_another_default_type(kernels: SpikeKernels) -> None:
+    module = Branches()
+    module.left.bias = nn.Parameter(torch.randn(66)[::2])
+    want = gradients(spikec.fuse(copy.deepcopy(module), batch(), T, spike_kernels="off"), batch())
+    fused, x = spikec.fuse(module, batch(), T, spike_kernels=kernels), batch()
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = gradients(fused, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(got["left.bias"], want["left.bias"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", FORCED, ids=str)
+def test_a_weight_that_is_no_number_is_seen_without_spikes(kernels: SpikeKernels) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 8, 3), LIF(timesteps=T), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        module[0].bias[3] = -100.0  # its spikes never come
+        module[2].weight[1, 3] = torch.nan
+    assert bool(spikec.fuse(module, batch(), T, spike_kernels=kernels)(batch())[:, 1].isnan().all())
 
 
 def test_an_unknown_choice_is_refused() -> None:
