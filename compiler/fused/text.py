@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from compiler.fused.order import LoopOrder
 from compiler.fused.plan import Part, Plan, Stage, Step, TorchStep
 from compiler.fused.population import Norm, Population
-from compiler.fused.spikes.costs import SpikeKernels
+from compiler.fused.spikes.costs import MOST_AGAIN, SpikeKernels
 from compiler.fused.spikes.counts import counts_of
 from compiler.fused.spikes.eligible import kernels_of
 from compiler.fused.spikes.geometry import BITS as WORD_BITS
 from compiler.ir import TensorType
 from compiler.ir.fields import class_word
+from compiler.ir.graph import Node
 from compiler.ir.lexer import bare_or_quoted
 from compiler.ir.ops import AvgPool2d, BatchNorm, Conv2d, Linear, MaxPool2d
 
@@ -92,7 +93,14 @@ def _computed_again(plan: Plan, keeping: Keeping) -> set[str]:
         and kernels_of(plan, step, keeping.kernels) is not SpikeKernels.OFF
         and counts_of(step.parts[-1]) is None
         for node in step.linears
+        if _taps(plan, node) <= MOST_AGAIN
     }
+
+
+def _taps(plan: Plan, node: Node) -> int:
+    """Multiplications of a value of a layer's result."""
+    assert isinstance(node.op, Conv2d | Linear)
+    return math.prod(plan.graph.parameters[node.op.weight.name].shape[1:])
 
 
 def kept_bytes_per_sample(plan: Plan, keeping: Keeping | None = None) -> int:

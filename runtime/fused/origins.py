@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compiler.fused.plan import Stage
+from compiler.fused.spikes.costs import MOST_AGAIN
 from compiler.fused.spikes.counts import counts_of
 from runtime.fused.ops import program_of
 from runtime.fused.stage import keeps_bits
@@ -31,7 +32,7 @@ def origins_of(
     """By layer of a stage that keeps its spikes as bits, what its result can be computed from.
 
     Layers of averages take nearly as long as dense ones to do so, and have a result a quarter as large as those before
-    them: theirs are kept.
+    them: theirs are kept, and so are results that took more than `MOST_AGAIN` multiplications a value.
 
     parameters: of its layers, in order. results: all that the stage's op returned.
     """
@@ -42,5 +43,6 @@ def origins_of(
     made = {}
     for at, (node, layer) in enumerate(zip(stage.linears, found.layers, strict=True)):
         own = [next(rest).detach() for _ in range(1 + layer.bias)]
-        made[node.name] = Origin((words, *own), program, at)
+        if own[0][0].numel() <= MOST_AGAIN:
+            made[node.name] = Origin((words, *own), program, at)
     return made

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compiler.fused.spikes.costs import SMALLEST, LayerCosts
+from compiler.fused.spikes.costs import SMALLEST, LayerCosts, Pass
 from runtime.fused.spikes import measure
-from runtime.fused.spikes.layer import SpikeLayer
+from runtime.fused.spikes.measure import BitLayer
 from tests.bench.training_contenders import networks, vanilla
 from tests.bench.training_contenders.child import Training
 from tests.bench.training_contenders.densities import densities, open_share
@@ -250,12 +250,12 @@ def test_costs_of_kernels_are_measured_in_warm_up(monkeypatch: pytest.MonkeyPatc
     # its second layer is just large enough for costs to be measured
     middle = Network(notation="32C3-64C3-AP2-10FC", input_shape=(1, 32, 32), batch=4, train_epochs=1)
     monkeypatch.setitem(networks.NETWORKS, "middle", middle)
-    measured: list[SpikeLayer] = []
+    measured: list[tuple[BitLayer, Pass]] = []
     real = measure.measure
 
-    def watched(layer: SpikeLayer) -> LayerCosts:
-        measured.append(layer)
-        return real(layer)
+    def watched(layer: BitLayer, of: Pass) -> LayerCosts:
+        measured.append((layer, of))
+        return real(layer, of)
 
     monkeypatch.setattr(measure, "measure", watched)
     training = Training(replace(TINY, contender="spikec", network="middle", timesteps=2))

@@ -13,6 +13,7 @@ import numpy as np
 from compiler.fused.cache_file import CacheFile
 
 GAIN = 0.95  # of the dense kernel's time: one that saves less than this does not take its place
+MOST_AGAIN = 3000  # multiplications of a value: results that took more of them are kept rather than computed again
 SMALLEST = 1 << 27  # multiplications of a pass, about a millisecond: below, counting and choosing would cost too much
 
 

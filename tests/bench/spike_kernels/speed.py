@@ -89,7 +89,8 @@ def rows(shape: str, geometry: Geometry, plan: Plan) -> Iterator[Row]:
         yield from bench.of_pass(Pass.INPUT_GRADIENT, density, bench.ways(Pass.INPUT_GRADIENT) & {Way.EVENTS})
     yield from bench.of_pass(Pass.INPUT_GRADIENT, window, bench.ways(Pass.INPUT_GRADIENT) & {Way.MASKED})
     if STEP in plan.passes:
-        costs = bench.allowed(measure(bench.trial.layer, clock=plan.clock.now))
+        every = [measure(bench.trial.layer, of, clock=plan.clock.now) for of in Pass]
+        costs = bench.allowed(LayerCosts({key: cost for one in every for key, cost in one.costs.items()}))
         for density in plan.densities:
             yield bench.of_step(density, costs)
 

@@ -112,7 +112,8 @@ def run_stage(
 
     with pytest.MonkeyPatch.context() as patch, OnlyOneDevice():
         patch.setattr(runtime.fused.stage, "NeuronsRun", functools.partial(GpuNeuronsRun, launch=check_launch))
-        results, moments = run().forward()
+        results, moments, bits = run().forward()
+        assert bits is None  # a GPU's stages have none
         grads = [torch.empty_like(result) for result in results]
         found = run().backward(grads, moments, need_x=True, need=[True] * len(parameters))
     assert found.x is not None

@@ -53,7 +53,7 @@ def test_kept_costs_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "costs",
     [
-        '{"forward dense": [[0.1, 1.0]]}',
+        '{"forward look-up": [[0.1, 1.0]]}',
         '{"forward dense": [[0.1, -1.0]], "weight_gradient dense": [[0, 1]], "input_gradient dense": [[0, 1]]}',
         '{"forward dense": [], "weight_gradient dense": [[0, 1]], "input_gradient dense": [[0, 1]]}',
         '{"sideways dense": [[0.1, 1.0]]}',
