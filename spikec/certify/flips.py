@@ -13,7 +13,7 @@ import torch
 
 from compiler.certify.exact import Effort
 from compiler.certify.flip_range import flip_range
-from hwmodel.errors import CompileError
+from hwmodel.errors import CompileError, Loc
 from spikec import __version__
 from spikec.attack.plan import network_digest
 from spikec.attack.results import Source
@@ -78,10 +78,10 @@ class FlipStudy:
         """Raises: CompileError for a network whose flips are not counted exactly."""
         graph = self.subject.graph
         if not self.subject.takes_spikes:
-            raise CompileError("flips are of spikes, the network takes real values", graph.input.loc)
+            raise CompileError("flips are of spikes, the network takes real values", Loc(graph.name))
         if self.subject.changes is None:
             raise CompileError(
-                "least numbers of flips are exact in integers alone", graph.input.loc, hint="add --quantise 6"
+                "least numbers of flips are exact in integers alone", Loc("--least-flips"), hint="add --quantise 6"
             )
 
     def record(self, number: int, case: Case) -> FlipRecord:
