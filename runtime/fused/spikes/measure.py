@@ -38,18 +38,23 @@ def costs_of(layer: BitLayer, of: Pass) -> LayerCosts:
 
     Measured are batches whose rows are a power of two; those of others are taken to be the nearest one's by the row.
     """
-    rows = _rows(layer)
-    near = 1 << max(0, round(math.log2(rows)))
-    own = _with_rows(layer, near)
-    key = (own, of, torch.get_num_threads())
+    key = (layer, of, torch.get_num_threads())
     if key not in _FOUND:
-        cache, name = CostCache(cache_folder()), cache_key(own, of)
-        costs = cache.find(name)
-        if costs is None:
-            costs = measure(own, of)
-            cache.keep(name, costs)
-        _FOUND[key] = costs
-    return _FOUND[key].scaled(rows / near)
+        rows = _rows(layer)
+        near = 1 << max(0, round(math.log2(rows)))
+        own = _with_rows(layer, near)
+        _FOUND[key] = _kept(layer, of) if own == layer else costs_of(own, of).scaled(rows / near)
+    return _FOUND[key]
+
+
+def _kept(layer: BitLayer, of: Pass) -> LayerCosts:
+    """As the cache folder has them, or else measured."""
+    cache, name = CostCache(cache_folder()), cache_key(layer, of)
+    costs = cache.find(name)
+    if costs is None:
+        costs = measure(layer, of)
+        cache.keep(name, costs)
+    return costs
 
 
 def cache_key(layer: BitLayer, of: Pass) -> str:
