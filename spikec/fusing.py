@@ -59,7 +59,9 @@ def fuse(
 
     example: an input as the module takes it, see `from_torch`; the batch may differ later, and loop orders are chosen
     for the example's. Layers with spike input run on kernels of their own where measurements, made in the first steps
-    and kept in the cache folder, say that it pays; `spike_kernels="off"` leaves them to the dense ones.
+    and kept in the cache folder, say that it pays; `spike_kernels="off"` leaves them to the dense ones. Their
+    results are computed again in the backward pass instead of being kept, unless `recompute` is False. A NaN in a
+    gradient then counts only where it meets a spike or an open window.
     `print(fused.describe())` shows what runs how. Of a module that does one time step a call, the
     result does all: it takes (T, N, ...) and returns (T, N, ...). output: which of several outputs, as `from_torch`.
     Raises: CompileError for a network that the IR cannot express, with parameters that would not be trained, with

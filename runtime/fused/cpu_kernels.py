@@ -14,9 +14,7 @@ from compiler.fused.finish import FinishName, finish_kernels
 from compiler.fused.population import KernelName, Population, Results
 from compiler.fused.result_bits import FEWEST_LANES
 from compiler.tvm_setup import host_target, tvm
-from runtime.fused.threads import free_cores, match_thread_count
-
-_SERIAL_BYTES = 1 << 19  # of input: below, waking a thread takes longer than the work
+from runtime.fused.threads import threads_wanted
 
 Name = KernelName | FinishName
 Argument = Tensor | float
@@ -39,10 +37,7 @@ class CpuKernels:
         LAUNCHES[name] += 1
         first = arguments[0]
         assert isinstance(first, Tensor)
-        small = isinstance(name, FinishName) or first.nbytes < _SERIAL_BYTES
-        parallel = not small and match_thread_count() > 1
-        if parallel:
-            free_cores()
+        parallel = not isinstance(name, FinishName) and threads_wanted(first.nbytes)
         tail = self.channels % lanes_of(self.results) != 0
         _compiled(self.population, tail, name, parallel, self.results)(*arguments)
 

@@ -17,8 +17,8 @@ from compiler.fused.result_bits import part_dtype
 from compiler.fused.spikes.geometry import BITS
 from compiler.ir.ops import window_extent
 from runtime.fused.cpu_kernels import CpuKernels, lanes_of
+from runtime.fused.spikes.launch import Take
 
-Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # a scratch buffer for a role
 AllReduce = Callable[[Tensor], None]  # adds a tensor up over processes, in place
 
 COUNT = 2  # row of the moments (3, C) beside mean and biased variance: how many values they are taken over

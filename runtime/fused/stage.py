@@ -17,9 +17,10 @@ from compiler.fused.spikes.counts import counts_of
 from runtime.fused.arena import Arena
 from runtime.fused.gpu_neurons import GpuNeuronsRun
 from runtime.fused.layers import layer_forward, layer_grad_input, layer_grad_parameters
-from runtime.fused.neurons import AllReduce, MakeRun, NeuronsRun, Norming, Outputs, Run, Take
+from runtime.fused.neurons import AllReduce, MakeRun, NeuronsRun, Norming, Outputs, Run
 from runtime.fused.pooling import as_maps, images, pool_backward, pool_forward
 from runtime.fused.spikes.counts import pack_counts
+from runtime.fused.spikes.launch import Take
 from runtime.fused.spikes.stage_layers import SpikeBits, StageLayers
 
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info
 from compiler.tvm_setup import thread_count, tvm
 
 _PAUSE_SOFT = 1  # omp_pause_soft of OpenMP 5.0
+_SERIAL_BYTES = 1 << 19  # of input: below, waking a thread takes longer than the work
 _BIG_CORES = 1  # TVM's affinity mode for any core
 
 
@@ -32,6 +33,14 @@ def match_thread_count() -> int:
     if threads > 1 and threads != thread_count():
         tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
     return threads
+
+
+def threads_wanted(input_bytes: int) -> bool:
+    """Whether a kernel should deal out its work; the cores are then free for it."""
+    wanted = input_bytes >= _SERIAL_BYTES and match_thread_count() > 1
+    if wanted:
+        free_cores()
+    return wanted
 
 
 @functools.cache

@@ -13,7 +13,8 @@ from compiler.fused.spikes.counts_words import CountWordName, count_word_kernel
 from compiler.fused.spikes.geometry import BITS
 from compiler.tvm_setup import host_target, tvm
 from hwmodel.errors import CompileError, Loc
-from runtime.fused.spikes.launch import Take, threads_wanted
+from runtime.fused.spikes.launch import Take
+from runtime.fused.threads import threads_wanted
 
 _PART = 1 << 16  # values that a thread treats at once, about
 

@@ -13,8 +13,9 @@ from compiler.fused.spikes.forward_events import RowSizes, forward_rows_kernel
 from compiler.fused.spikes.geometry import BITS, Geometry
 from compiler.tvm_setup import host_target, tvm
 from runtime.fused.spikes.events import LIMIT, add_rows, list_spikes, take_rows
-from runtime.fused.spikes.launch import Take, threads_wanted
+from runtime.fused.spikes.launch import Take
 from runtime.fused.spikes.words import count
+from runtime.fused.threads import threads_wanted
 
 
 def supports(geometry: Geometry) -> bool:

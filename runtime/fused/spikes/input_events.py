@@ -14,7 +14,8 @@ from compiler.fused.spikes.geometry import BITS, Geometry
 from compiler.fused.spikes.input_events import input_rows_kernel
 from compiler.tvm_setup import host_target, tvm
 from runtime.fused.spikes.events import LIMIT, add_rows, list_values, take_rows
-from runtime.fused.spikes.launch import Take, threads_wanted
+from runtime.fused.spikes.launch import Take
+from runtime.fused.threads import threads_wanted
 
 _SAMPLE = 31  # pixels by which the density is estimated
 

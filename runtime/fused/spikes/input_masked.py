@@ -14,7 +14,8 @@ from compiler.fused.spikes.input_masked import input_masked_kernel
 from compiler.fused.spikes.masked_plan import Call, Taps, fill_all, fits_registers, masked_calls
 from compiler.fused.spikes.masked_weights import masked_weights_kernel
 from compiler.tvm_setup import host_target, tvm
-from runtime.fused.spikes.launch import Take, threads_wanted
+from runtime.fused.spikes.launch import Take
+from runtime.fused.threads import threads_wanted
 
 _MEMORY = (  # of each worker
     ("tile", torch.float32),

@@ -18,7 +18,7 @@ from hwmodel.folders import cache_folder
 from runtime.fused.layers import layer_forward
 from runtime.fused.spikes.counts_layer import CountsLayer
 from runtime.fused.spikes.layer import SpikeLayer
-from runtime.fused.spikes.words import pack
+from runtime.fused.spikes.words import pack, word_shape
 
 SHARES = {Way.EVENTS: (0.02, 0.2, 1.0), Way.MASKED: (0.1, 0.4, 1.0)}  # that lines are drawn through
 _OF_PLANES = (0.1, 0.5, 1.0)  # sums over the planes of averages, for events: beyond, look-ups take the lowest planes
@@ -184,8 +184,7 @@ class _Trial:
 
     def _bits(self, share: float) -> Tensor:
         geometry, x = self.layer.geometry, self._maps(share)
-        shape = x.shape[:-1]
-        words = torch.empty(*shape, geometry.words, dtype=torch.int32)
+        words = torch.empty(word_shape(geometry), dtype=torch.int32)
         pack(geometry, x, words, _fresh)
         return words
 

@@ -21,7 +21,8 @@ from compiler.fused.spikes.planes import (
     word_pixels,
 )
 from compiler.tvm_setup import host_target, tvm
-from runtime.fused.spikes.launch import Take, threads_wanted
+from runtime.fused.spikes.launch import Take
+from runtime.fused.threads import threads_wanted
 
 
 def tap_planes(geometry: Geometry, words: Tensor, take: Take) -> Tensor:

@@ -178,6 +178,8 @@ class StageLayers:
 def layer_again(program: StageProgram, at: int, source: Sequence[Tensor], arena: Arena, name: str) -> Tensor:
     """The result of a layer from the words that it read, its weight and bias: the same bits as the first time.
 
+    With another number of threads, dense kernels may round differently.
+
     name: of the stage that takes the result.
     """
     words, weight, bias = source[0], source[1], source[2] if len(source) > 2 else None

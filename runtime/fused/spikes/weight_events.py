@@ -15,7 +15,8 @@ from compiler.fused.spikes.weight_events import weight_events_kernel, weight_of_
 from compiler.fused.spikes.weight_lists import AT_ONCE, event_lists_kernel
 from compiler.fused.spikes.weight_tiles import Phase, TileGrid, phases, tile_grid, vectors
 from compiler.tvm_setup import host_target, tirx, tvm
-from runtime.fused.spikes.launch import Take, threads_wanted
+from runtime.fused.spikes.launch import Take
+from runtime.fused.threads import threads_wanted
 
 TILE_BYTES = 42 << 10  # of gradient: most of a first-level cache of 48 KB, and of one of 32 KB not far beyond
 TASKS = 16  # into which the work is dealt out at least, whatever the threads

@@ -14,7 +14,8 @@ from compiler.fused.spikes.geometry import BITS, Geometry
 from compiler.fused.spikes.words import WordName, pack_width, word_kernel
 from compiler.tvm_setup import host_target, tvm
 from hwmodel.errors import CompileError, Loc
-from runtime.fused.spikes.launch import Take, threads_wanted
+from runtime.fused.spikes.launch import Take
+from runtime.fused.threads import threads_wanted
 
 _PART = 1 << 16  # values that a thread treats at once, about: what a call of TVM costs is a hundredth of that
 _PART_WORDS = 1 << 13
